@@ -1,0 +1,112 @@
+"""The home folder and what a process finds there: the database, the embedder, Dagster's instance.
+
+Turns settings into objects. Knows which PostgreSQL is meant and starts the embedded one; what is in it is `store`'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kb_platform.embedding.embedder import Embedder, load_embedder
+from kb_platform.embedding.model import EmbeddingModel, model_from_id
+from kb_platform.settings import Settings
+from kb_platform.store import embedded
+from kb_platform.store.database import Database, database_name, with_database
+from kb_platform.store.schema import migrate
+
+DAGSTER_YAML = """\
+# Dagster's instance, written by kb-platform when it is missing; yours to edit.
+# History lies in PostgreSQL: the embedded server of this home folder (started when needed), or
+# KB_DAGSTER_DATABASE_URL / KB_DATABASE_URL where they are set.
+storage:
+  custom:
+    module: resources.dagster_storage
+    class: KnowledgeBaseStorage
+    config: {}
+# Compute logs and files of runs stay beside this file, never in a checkout.
+compute_logs:
+  module: dagster._core.storage.local_compute_log_manager
+  class: LocalComputeLogManager
+  config:
+    base_dir: logs
+local_artifact_storage:
+  module: dagster._core.storage.root
+  class: LocalArtifactStorage
+  config:
+    base_dir: artifacts
+run_monitoring:
+  enabled: true
+  # A GPU node takes minutes to come up; the default of 180 s fails the run before.
+  start_timeout_seconds: 1200
+  max_runtime_seconds: 86400
+run_retries:
+  enabled: true
+  max_retries: 2
+retention:
+  schedule:
+    purge_after_days: 30
+  sensor:
+    purge_after_days:
+      skipped: 2
+      failure: 30
+      success: 7
+telemetry:
+  enabled: false
+"""
+
+
+def open_database(settings: Settings, *, migrated: bool = True) -> Database:
+    """The knowledge base's database, its schema up to date. Starts the embedded server where no URL is set.
+
+    Raises DatabaseUnavailable, MigrationError.
+    """
+    if settings.database_url is not None:
+        database = Database(settings.database_url, pool_size=settings.database_pool_size)
+    else:
+        server = embedded.running(settings.home_folder)
+        database = Database(server.url(), pool_size=settings.database_pool_size, revive=server.start)
+    if migrated:
+        migrate(database)
+    return database
+
+
+def database_url(settings: Settings) -> str:
+    """Where the knowledge base is; starts the embedded server."""
+    return settings.database_url or embedded.running(settings.home_folder).url()
+
+
+def dagster_database_url(settings: Settings) -> str:
+    """Where Dagster's history is: its own database on the same server, unless set otherwise."""
+    if settings.dagster_database_url is not None:
+        return settings.dagster_database_url
+    url = database_url(settings)
+    return with_database(url, f"{database_name(url)}_dagster")
+
+
+def dagster_home(settings: Settings) -> Path:
+    """The folder of Dagster's instance, with a `dagster.yaml` that works as it stands."""
+    folder = settings.home_folder / "dagster"
+    folder.mkdir(parents=True, exist_ok=True)
+    configuration = folder / "dagster.yaml"
+    if not configuration.exists():
+        text = DAGSTER_YAML.replace("base_dir: logs", f"base_dir: {folder / 'logs'}")
+        configuration.write_text(text.replace("base_dir: artifacts", f"base_dir: {folder / 'artifacts'}"))
+    return folder
+
+
+def configured_model(settings: Settings) -> EmbeddingModel:
+    """The model that the settings name. Raises ModelError."""
+    return model_from_id(settings.embedding_model, api_key=settings.embedding_api_key)
+
+
+def embedder(settings: Settings, model: EmbeddingModel) -> Embedder:
+    """An embedder for a model, on the device and within the limits that the settings give."""
+    return load_embedder(
+        model,
+        threads=settings.embedding_threads,
+        device=settings.embedding_device,
+        token_budget=settings.embedding_token_budget,
+        api_key=settings.embedding_api_key,
+        concurrency=settings.embedding_concurrency,
+        timeout_s=settings.embedding_timeout_s,
+    )

@@ -1,0 +1,141 @@
+"""Every setting of kb-platform, its default and its environment variable.
+
+This is the only module that reads the environment. A setting `database_url` is the variable `KB_DATABASE_URL`.
+`docs/settings.md` documents each one; a test compares the two. Secrets are `SecretStr`: they print as stars.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from kb_platform.errors import SettingsError
+
+HOME_FOLDER = ".kb"
+
+
+class Settings(BaseSettings):
+    """Settings as read from the environment once, at the start of a process."""
+
+    model_config = SettingsConfigDict(env_prefix="KB_", frozen=True, extra="ignore")
+
+    home: Path | None = Field(
+        default=None,
+        description="Folder of all local state. Unset: the nearest `.kb` folder at or above the working "
+        "directory, else `~/.kb`.",
+    )
+    database_url: str | None = Field(
+        default=None,
+        description="PostgreSQL (16 or later, with pgvector 0.8 or later) that holds the knowledge base. Unset: "
+        "an embedded server in the home folder.",
+    )
+    dagster_database_url: str | None = Field(
+        default=None,
+        description="PostgreSQL database for Dagster's own history. Unset: a database named after the "
+        "knowledge base's with `_dagster` behind it, on the same server.",
+    )
+    database_pool_size: int = Field(
+        default=8, ge=1, le=200, description="Connections that one process keeps at most."
+    )
+    embedding_model: str = Field(
+        default="sentence-transformers/all-MiniLM-L6-v2",
+        description="Model of the first index version and the default of `kb index build`: a Hugging Face id, a "
+        "folder, `tei:URL` or `openai:MODEL@URL`.",
+    )
+    embedding_device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where local models run."
+    )
+    embedding_threads: int | None = Field(
+        default=None, ge=1, le=256, description="Threads of a local model on CPU. Unset: all cores."
+    )
+    embedding_token_budget: int = Field(
+        default=8192, ge=256, description="Padded tokens in one batch of a local model."
+    )
+    embedding_slice: int = Field(
+        default=2048,
+        ge=1,
+        le=100_000,
+        description="Texts embedded between two commits; a killed run repeats one slice at most.",
+    )
+    embedding_api_key: SecretStr | None = Field(
+        default=None, description="Key for a remote embeddings server."
+    )
+    embedding_concurrency: int = Field(
+        default=4, ge=1, le=64, description="Requests under way at once to a remote embeddings server."
+    )
+    embedding_timeout_s: float = Field(
+        default=30.0, gt=0, description="Seconds one request to a remote embeddings server may take."
+    )
+    max_body_bytes: int = Field(
+        default=1_048_576,
+        ge=1_024,
+        le=64 * 1_048_576,
+        description="Release notes longer than this (UTF-8 bytes) are quarantined.",
+    )
+    max_record_bytes: int = Field(
+        default=16 * 1_048_576,
+        ge=65_536,
+        le=512 * 1_048_576,
+        description="One record of an import longer than this (bytes) is quarantined; its first bytes are kept.",
+    )
+    exact_scan_rows: int = Field(
+        default=50_000,
+        ge=0,
+        description="At most this many rows in scope are searched exactly; more go through the HNSW index.",
+    )
+    stale_after_hours: float = Field(
+        default=24.0,
+        gt=0,
+        description="A watched repository not verified for this many hours is reported as stale.",
+    )
+    app_host: str = Field(default="127.0.0.1", description="Address the app listens on.")
+    app_port: int = Field(default=8501, ge=1, le=65_535, description="Port the app listens on.")
+    dagster_host: str = Field(default="127.0.0.1", description="Address Dagster's UI listens on.")
+    dagster_port: int = Field(default=3000, ge=1, le=65_535, description="Port Dagster's UI listens on.")
+    kubernetes: bool = Field(
+        default=False,
+        description="Run steps as Kubernetes pods (`k8s_job_executor`), GPU steps on the GPU node group.",
+    )
+    gpu_node_label: str = Field(
+        default="kb-platform/node-group", description="Node label that tells GPU nodes from the others."
+    )
+    gpu_node_value: str = Field(default="gpu", description="Value of that label on GPU nodes.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe log line that is written to standard error."
+    )
+
+    @field_validator("database_url", "dagster_database_url")
+    @classmethod
+    def _is_postgresql(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql://")
+        return value
+
+    @property
+    def home_folder(self) -> Path:
+        """The folder of all local state; it need not exist yet."""
+        if self.home is not None:
+            return self.home.expanduser().resolve()
+        here = Path.cwd()
+        for folder in (here, *here.parents):
+            if (folder / HOME_FOLDER).is_dir():
+                return folder / HOME_FOLDER
+        return Path.home() / HOME_FOLDER
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises SettingsError that names each wrong variable; values are left out, since they may be secrets.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"KB_{str(item['loc'][0]).upper()}: {item['msg']}" if item["loc"] else item["msg"]
+            for item in error.errors(include_input=False, include_url=False)
+        )
+        raise SettingsError(f"settings are wrong: {wrong}", hint="see docs/settings.md") from None

@@ -1,0 +1,181 @@
+"""The first stage: records of a source → observations in the log, and what is no release → quarantine.
+
+A batch (of one repository) and its quarantined records go in one transaction. Importing the same bytes again appends
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kb_platform.errors import BadRecord
+from kb_platform.progress import Progress, Silence
+from kb_platform.settings import Settings
+from kb_platform.sources.files import Record, find_files, read_records
+from kb_platform.sources.github_json import parse_release
+from kb_platform.sources.release import Observed, Refused, repository_name
+from kb_platform.store import quarantine, release_log
+from kb_platform.store.database import Database
+from kb_platform.store.repositories import find_repository, mark_verified
+
+BATCH_RECORDS = 500
+BATCH_BYTES = 8 * 1_048_576
+
+
+@dataclass
+class Imported:
+    """What an import did. `repositories`: those that it touched, changed or not."""
+
+    files: int = 0
+    records: int = 0
+    new: int = 0
+    edited: int = 0
+    reappeared: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    quarantined: int = 0
+    quarantined_new: int = 0
+    repositories: list[str] = field(default_factory=list[str])
+    reasons: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def appended(self) -> int:
+        """Observations that the log did not have."""
+        return self.new + self.edited + self.reappeared + self.deleted
+
+
+@dataclass
+class _Batch:
+    observed: list[Observed] = field(default_factory=list[Observed])
+    refused: list[Refused] = field(default_factory=list[Refused])
+    size: int = 0
+
+
+def import_files(
+    database: Database,
+    paths: Sequence[Path],
+    settings: Settings,
+    *,
+    repository: str | None = None,
+    progress: Progress | None = None,
+) -> Imported:
+    """Import files of GitHub release JSON.
+
+    `repository`: the repository of every record; None: each record's own URLs say it. Raises SourceError for a path that
+    cannot be read, before anything is imported where that is known before.
+    """
+    if repository is not None:
+        repository = repository_name(repository)
+    files = find_files(paths)
+    result = Imported(files=len(files))
+    with (progress or Silence()).task("import", sum(f.stat().st_size for f in files) >> 10, "KiB") as task:
+        spent = 0
+        for batch in _batches(_read(files, settings, repository), repository):
+            _store(database, batch, result)
+            spent += batch.size
+            task.advance(spent >> 10)
+            spent &= 1023
+    _verified(database, result)
+    return result
+
+
+def import_observed(database: Database, observed: Iterable[Observed | Refused]) -> Imported:
+    """Append what a source showed, in its order; for sources that are no files."""
+    result = Imported()
+    for batch in _batches(observed, None):
+        _store(database, batch, result)
+    return result
+
+
+def replay(database: Database, quarantine_id: int, settings: Settings, *, repository: str | None = None) -> Imported:
+    """Read a quarantined record again, as the present code and settings do.
+
+    The record stays in quarantine when it is refused again (an attempt more), and is marked as replayed otherwise.
+    """
+    with database.snapshot() as connection:
+        record = quarantine.get(connection, quarantine_id)
+    result = Imported(records=1)
+    known = repository or record.repository
+    read = _parse(Record(record.raw, record.origin, record.raw_bytes), settings, known, origin=record.origin)
+    with database.transaction() as connection:
+        if isinstance(read, Refused):
+            quarantine.retried(connection, quarantine_id, read.reason, read.detail)
+            result.quarantined += 1
+            result.reasons[read.reason] = 1
+            return result
+        appended = release_log.append(connection, read.repository, [read])
+        for change, count in appended.counts.items():
+            setattr(result, change, getattr(result, change) + count)
+        quarantine.resolve(connection, quarantine_id, "replayed")
+    result.repositories = [read.repository]
+    return result
+
+
+def _read(
+    files: Sequence[Path], settings: Settings, repository: str | None
+) -> Generator[Observed | Refused]:
+    for path in files:
+        for record in read_records(path, max_record_bytes=settings.max_record_bytes):
+            yield _parse(record, settings, repository, origin=f"import:{record.place}")
+
+
+def _parse(record: Record, settings: Settings, repository: str | None, *, origin: str) -> Observed | Refused:
+    try:
+        if record.is_cut:
+            raise BadRecord("record-too-long", f"a record of {record.size:,} bytes, over the limit")
+        name, release = parse_release(record.raw, repository=repository, max_body_bytes=settings.max_body_bytes)
+    except BadRecord as error:
+        return Refused(error.reason, str(error), record.raw, origin, repository, record.size)
+    return Observed(name, release, record.raw, origin)
+
+
+def _batches(items: Iterable[Observed | Refused], repository: str | None) -> Generator[_Batch]:
+    """Consecutive records of one repository, bounded in number and bytes."""
+    batch, current = _Batch(), repository
+    for item in items:
+        changes = isinstance(item, Observed) and current is not None and item.repository.lower() != current.lower()
+        if batch.size and (changes or len(batch.observed) >= BATCH_RECORDS or batch.size >= BATCH_BYTES):
+            yield batch
+            batch = _Batch()
+        if isinstance(item, Observed):
+            current = item.repository
+            batch.observed.append(item)
+        else:
+            batch.refused.append(item)
+        batch.size += max(len(item.raw), 1)
+    if batch.size:
+        yield batch
+
+
+def _store(database: Database, batch: _Batch, result: Imported) -> None:
+    with database.transaction() as connection:
+        refused = list(batch.refused)
+        counts: dict[str, int] = {}
+        if batch.observed:
+            appended = release_log.append(connection, batch.observed[0].repository, batch.observed)
+            counts = {str(change): count for change, count in appended.counts.items()}
+            refused += [
+                Refused("refused-by-database", reason, item.raw, item.origin, item.repository)
+                for item, reason in appended.refused
+            ]
+        new = quarantine.put(connection, refused)
+    # Only what was committed is counted.
+    for change, count in counts.items():
+        setattr(result, change, getattr(result, change) + count)
+    result.records += len(batch.observed) + len(batch.refused)
+    result.quarantined += len(refused)
+    result.quarantined_new += new
+    for item in refused:
+        result.reasons[item.reason] = result.reasons.get(item.reason, 0) + 1
+    if batch.observed and batch.observed[0].repository not in result.repositories:
+        result.repositories.append(batch.observed[0].repository)
+
+
+def _verified(database: Database, result: Imported) -> None:
+    """Every record of the import is in the log or in quarantine now."""
+    with database.transaction() as connection:
+        found = [find_repository(connection, name) for name in result.repositories]
+        mark_verified(connection, [repository_id for repository_id, _ in found])
+    result.repositories = list(dict.fromkeys(name for _, name in found))
