@@ -16,36 +16,44 @@ from kb_platform.store.schema import migrate
 
 DAGSTER_YAML = """\
 # Dagster's instance, written by kb-platform when it is missing; yours to edit.
-# History lies in PostgreSQL: the embedded server of this home folder (started when needed), or
-# KB_DAGSTER_DATABASE_URL / KB_DATABASE_URL where they are set.
+#
+# History lies in PostgreSQL: the embedded server of the home folder (KB_HOME; started when needed), or
+# KB_DAGSTER_DATABASE_URL / KB_DATABASE_URL where they are set. Logs and files of runs lie beside this file.
 storage:
   custom:
     module: resources.dagster_storage
     class: KnowledgeBaseStorage
     config: {}
-# Compute logs and files of runs stay beside this file, never in a checkout.
-compute_logs:
-  module: dagster._core.storage.local_compute_log_manager
-  class: LocalComputeLogManager
-  config:
-    base_dir: logs
-local_artifact_storage:
-  module: dagster._core.storage.root
-  class: LocalArtifactStorage
-  config:
-    base_dir: artifacts
+
+concurrency:
+  runs:
+    # Each run is a process that may embed on all cores; a laptop has two.
+    max_concurrent_runs: 2
+sensors:
+  # One slow sensor holds up no other.
+  use_threads: true
+  num_workers: 4
 run_monitoring:
   enabled: true
+  poll_interval_seconds: 30
   # A GPU node takes minutes to come up; the default of 180 s fails the run before.
   start_timeout_seconds: 1200
   max_runtime_seconds: 86400
+  free_slots_after_run_end_seconds: 60
 run_retries:
   enabled: true
   max_retries: 2
+  # Only for run processes that died: the assets have their own retries, with the right delays.
+  retry_on_asset_or_op_failure: false
 retention:
   schedule:
     purge_after_days: 30
   sensor:
+    purge_after_days:
+      skipped: 2
+      failure: 30
+      success: 7
+  auto_materialize:
     purge_after_days:
       skipped: 2
       failure: 30
@@ -89,8 +97,7 @@ def dagster_home(settings: Settings) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     configuration = folder / "dagster.yaml"
     if not configuration.exists():
-        text = DAGSTER_YAML.replace("base_dir: logs", f"base_dir: {folder / 'logs'}")
-        configuration.write_text(text.replace("base_dir: artifacts", f"base_dir: {folder / 'artifacts'}"))
+        configuration.write_text(DAGSTER_YAML)
     return folder
 
 

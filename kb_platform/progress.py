@@ -39,7 +39,7 @@ class Silence:
     """Reports nothing."""
 
     @contextmanager
-    def task(self, name: str, total: int | None, unit: str) -> Generator[Task]:
+    def task(self, name: str, total: int | None, unit: str) -> Generator[Task]:  # noqa: ARG002 - Progress
         """See Progress."""
         yield _Count(lambda _done: None)
 
@@ -95,7 +95,13 @@ class Bar:
     @contextmanager
     def _shown(self) -> Generator[RichProgress]:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as RichProgress
 
         if self._bars is not None:
@@ -110,9 +116,10 @@ class Bar:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with RichProgress(*columns, console=Console(stderr=True), transient=True) as self._bars:
+        with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
+            self._bars = bars
             try:
-                yield self._bars
+                yield bars
             finally:
                 self._bars = None
 

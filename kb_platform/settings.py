@@ -103,6 +103,14 @@ class Settings(BaseSettings):
         default="kb-platform/node-group", description="Node label that tells GPU nodes from the others."
     )
     gpu_node_value: str = Field(default="gpu", description="Value of that label on GPU nodes.")
+    cpu_node_value: str = Field(
+        default="general", description="Value of that label on nodes for all other work."
+    )
+    sensors_on: bool = Field(
+        default=False,
+        description="Dagster's sensors, schedules and automation run from the start. Otherwise a person switches "
+        "them on in the UI.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line that is written to standard error."
     )

@@ -54,6 +54,7 @@ def server() -> Generator[EmbeddedServer]:
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute("SELECT pg_reload_conf()")
     yield server
+    server.leave()
     server.stop()
     shutil.rmtree(home, ignore_errors=True)
 

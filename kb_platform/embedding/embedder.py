@@ -87,12 +87,9 @@ def load_embedder(
         return LocalEmbedder.load(
             model, threads=threads, device=device, dtype=dtype, token_budget=token_budget
         )
-    from kb_platform.embedding.remote import OpenAIEmbedder, TeiEmbedder
+    from kb_platform.embedding.remote import RemoteEmbedder
 
-    options = {"api_key": api_key, "concurrency": concurrency, "timeout_s": timeout_s}
-    if model.provider == "tei":
-        return TeiEmbedder(model, **options)
-    return OpenAIEmbedder(model, **options)
+    return RemoteEmbedder(model, api_key=api_key, concurrency=concurrency, timeout_s=timeout_s)
 
 
 def checked_vectors(vectors: Vectors, texts: Sequence[str], *, normalize: bool) -> Vectors:

@@ -67,7 +67,7 @@ def model_folder(model: LocalModel, *, offline: bool = False) -> Path:
 
 def hub_folder(id: str, revision: str | None, *, offline: bool = False) -> Path:  # noqa: A002
     """The snapshot of a Hugging Face id: from the hub's cache, else downloaded into it. Raises ModelError."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType] - untyped parts
 
     def snapshot(*, local_files_only: bool) -> Path:
         return Path(
@@ -165,13 +165,12 @@ def verify_files(model: LocalModel, folder: Path) -> None:
     Raises ModelError, saying which file differs and what to do.
     """
     checks = [
-        (model.weights_sha256, weights_files, "weights"),
-        (model.tokenizer_sha256, lambda place: [tokenizer_file(place)], "tokenizer"),
+        (model.weights_sha256, weights_files(folder), "weights"),
+        (model.tokenizer_sha256, [tokenizer_file(folder)], "tokenizer"),
     ]
-    for expected, files_of, what in checks:
+    for expected, files, what in checks:
         if expected is None:
             continue
-        files = files_of(folder)
         if (found := _sha256(files)) != expected:
             raise ModelError(
                 f"the {what} of {model.id} are not the expected ones: {files[0]} has sha256 {found}, "
@@ -228,7 +227,7 @@ def _pooling(folder: Path, modules: list[tuple[str, str]], id: str) -> Pooling: 
     mode = config.get("pooling_mode") or [
         name for key, name in _LEGACY_POOLINGS.items() if config.get(key) is True
     ]
-    modes = cast("list[str]", [mode] if isinstance(mode, str) else list(mode)) or ["mean"]
+    modes: list[str] = ([mode] if isinstance(mode, str) else list(mode)) or ["mean"]
     if len(modes) > 1 or modes[0] not in _POOLINGS:
         raise ModelError(
             f"the model {id} pools by {' and '.join(modes)}, which is not computed here",

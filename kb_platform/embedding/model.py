@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
@@ -61,7 +61,7 @@ class _Model(BaseModel):
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.id.rstrip("/").rsplit("/", 1)[-1])[:48]
         return f"{name}@{self._version()}-{digest}"
 
-    def _identity(self) -> dict[str, object]:
+    def _identity(self) -> dict[str, Any]:
         shared = {"id", "dimension", "normalize", "max_tokens", "query_prefix", "passage_prefix"}
         return self.model_dump(mode="json", include=shared | self._identity_fields()) | {
             "id": self.id.rstrip("/").rsplit("/", 1)[-1]

@@ -6,7 +6,7 @@ and the grouping of texts into batches of about equal work. Does not belong here
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -28,33 +28,36 @@ class TokenReader:
         # The file carries the settings of whoever saved it last: all-MiniLM-L6-v2's pads everything to 128
         # tokens and cuts there, while the model takes 256.
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_tokens)
+        self._tokenizer.enable_truncation(max_tokens)  # pyright: ignore[reportUnknownMemberType] - untyped
 
     def read(self, texts: Sequence[str]) -> list[TokenIds]:
         """Token ids of each text, cut to the model's limit."""
-        encodings = self._tokenizer.encode_batch_fast([_encodable(text) for text in texts])
+        encodings = self._tokenizer.encode_batch_fast([encodable(text) for text in texts])
         return [encoding.ids for encoding in encodings]
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """`text` with lone surrogates replaced: the tokenizer takes UTF-8 only and refuses the whole batch."""
     if text.isascii():
         return text
     return text.encode("utf-8", "replace").decode()
 
 
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of texts in batches, shortest texts first, each of at most `budget` tokens when padded.
+def ascending(lengths: Sequence[int]) -> list[int]:
+    """Indices of texts from the shortest to the longest.
 
-    A text longer than the budget is a batch of its own. Sorting by length keeps padding small for engines that
-    pad, and gives the others long runs of equal length.
+    Neighbours of about equal length need little padding, and make long runs for engines that do without.
     """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        # Sorted, so the newest is the longest and decides what the batch takes when padded.
-        if batch and (len(batch) + 1) * lengths[index] > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    return sorted(range(len(lengths)), key=lengths.__getitem__)
+
+
+def batch_end(lengths: Sequence[int], start: int, budget: int) -> int:
+    """Where the batch that begins at `start` ends, so that it takes at most `budget` tokens when padded.
+
+    `lengths` ascend, so the newest text is the longest and decides what the batch takes. A text longer than the
+    budget is a batch of its own.
+    """
+    end = start + 1
+    while end < len(lengths) and (end - start + 1) * lengths[end] <= budget:
+        end += 1
+    return end

@@ -7,7 +7,7 @@ plain statement of their meaning that the SQL is tested against.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -149,9 +149,9 @@ class Filters(BaseModel):
             parts.append("from " + _moment(start))
         if end is not None:
             # The bound is excluded; people read a period by its last day.
-            whole_days = (end.hour, end.minute, end.second) == (0, 0, 0)
+            last_day = end.time() == time.min
             parts.append(
-                "up to " + _moment(end - timedelta(days=1)) if whole_days else "before " + _moment(end)
+                "up to " + _moment(end - timedelta(days=1)) if last_day else "before " + _moment(end)
             )
         return "published " + " ".join(parts) + " (UTC)" if parts else ""
 
@@ -161,8 +161,4 @@ def _shown(bound: str) -> str:
 
 
 def _moment(moment: datetime) -> str:
-    return (
-        moment.date().isoformat()
-        if (moment.hour, moment.minute, moment.second) == (0, 0, 0)
-        else f"{moment:%Y-%m-%d %H:%M:%S}"
-    )
+    return moment.date().isoformat() if moment.time() == time.min else f"{moment:%Y-%m-%d %H:%M:%S}"

@@ -8,28 +8,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final
 
 from kb_platform.text.words import Concept, concepts, terms
 
-ANALYSED: Final = 48
+WEIGHTS: Final[Mapping[str, float]] = {
+    "words": 3.8,
+    "cosine": 6.1,
+    "coverage": 4.1,
+    "order": 3.4,
+    "kind": 0.3,
+}
+BAR: Final = 0.5
+READ: Final = 48
 """How many candidates, the best by words and vectors alone, are read in full. The rest keep that order below them."""
 READ_CHARACTERS: Final = 2_000
 NEAR: Final = 4
-CONTEXT_SHARE: Final = 0.6
+"""How many terms apart neighbours of the question may stand in a text that still says them together."""
+PARTIAL: Final = 0.6
+"""Worth of a concept that only the context (repository, tag, headings), a synonym or the parts of an identifier match."""
 
-FEATURES: Final = (
-    "words", "cosine", "coverage", "order", "focus", "identifiers", "kind", "rescue", "lead",
-)
+_FAR_FUTURE: Final = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A chunk that may answer. `key` is the caller's own; `bm25` the inner product with `words.query_terms` × idf
-    (0 when it was found by its vector only); `cosine` −1 … 1 (None: no vector to compare)."""
+    """A chunk that may answer.
+
+    `key` is the caller's own. `bm25` is the inner product of the chunk's `words.index_terms` with `words.query_terms` ×
+    idf, 0 when no word matches; `cosine` is in −1 … 1, None where there is no vector to compare with.
+    """
 
     key: object
     repository: str
@@ -53,97 +64,158 @@ class Inquiry:
 
     @classmethod
     def about(cls, topic: str, idf: Mapping[str, float], kinds: Iterable[str] = ()) -> Inquiry:
-        return cls(tuple(concepts(topic)), idf, frozenset(kinds))
+        """`idf` has at least the terms of `terms_of(topic)`; one that is absent counts as unknown to the index."""
+        return cls(tuple(concepts(topic)), idf, frozenset(str(kind) for kind in kinds))
+
+    @staticmethod
+    def terms_of(topic: str) -> frozenset[str]:
+        """The terms whose idf a ranking needs."""
+        return frozenset(
+            term for concept in concepts(topic) for term in (concept.term, *concept.alternatives)
+        )
 
     def worth(self, concept: Concept) -> float:
-        """idf × weight of a concept; of a word that may be said otherwise: of the commonest way to say it."""
-        values = [self.idf[concept.term]] if concept.term in self.idf else []
-        if not concept.identifier:
-            values += [self.idf[other] for other in concept.alternatives if other in self.idf]
-        return concept.weight * min(values, default=0.0)
+        """idf of a concept; of a word that may be said otherwise: of the commonest way to say it."""
+        ways = (concept.term,) if concept.identifier else (concept.term, *concept.alternatives)
+        return min((self.idf[term] for term in ways if term in self.idf), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What is measured of a candidate; each about 0 … 1.
+
+    `words`: BM25 as a share of what the question's own terms could give, squared. `coverage`: share of the question that the
+    chunk speaks of, by idf, squared. `order`: share of the question's neighbouring concepts that stand together in the
+    text, times coverage. The squares say that half of the words is much less than half of the evidence: they let vectors
+    decide where words match badly.
+    """
+
+    words: float
+    cosine: float
+    coverage: float
+    order: float
+    kind: float
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A candidate with its score and the features that it is made of (zeros for one that was not read)."""
+    """A candidate with its score (higher is better, comparable within one question) and its `relevance` in [0, 1],
+    which is comparable between questions: `BAR` and above counts as an answer."""
 
     candidate: Candidate
     score: float
-    features: tuple[float, ...] = field(repr=False)
+    relevance: float
+
+
+def rank(inquiry: Inquiry, candidates: Sequence[Candidate]) -> list[Ranked]:
+    """All candidates, best first. Of those that say the same in several releases, the earliest published comes first."""
+    if not inquiry.concepts:
+        return [Ranked(candidate, 0.0, 1.0) for candidate in candidates]
+    ordered = sorted(candidates, key=lambda candidate: -_first_guess(inquiry, candidate))
+    read = [_ranked(inquiry, candidate) for candidate in ordered[:READ]]
+    best: dict[frozenset[str], float] = {}
+    for found in read:
+        signature = _signature(found.candidate)
+        best[signature] = max(found.score, best.get(signature, -math.inf))
+    read.sort(
+        key=lambda found: (
+            -best[_signature(found.candidate)],
+            found.candidate.published_at or _FAR_FUTURE,
+            -found.score,
+        )
+    )
+    floor = min((found.score for found in read), default=0.0)
+    rest = [
+        Ranked(candidate, min(floor, _first_guess(inquiry, candidate)), 0.0) for candidate in ordered[READ:]
+    ]
+    return read + rest
+
+
+def passes(inquiry: Inquiry, ranked: Sequence[Ranked]) -> bool:
+    """Whether any of the first three counts as an answer. A question with no words of its own is answered by its filters."""
+    return any(found.relevance >= BAR for found in ranked[:3]) or (not inquiry.concepts and bool(ranked))
+
+
+def features(inquiry: Inquiry, candidate: Candidate) -> Features:
+    """The features of one candidate; reads its text."""
+    reading = _read(candidate.text, candidate.headings, f"{candidate.repository} {candidate.tag}")
+    worth = [inquiry.worth(concept) for concept in inquiry.concepts]
+    matched = [_match(concept, reading) for concept in inquiry.concepts]
+    coverage = sum(w * m for w, m in zip(worth, matched, strict=True)) / (sum(worth) or 1.0)
+    return Features(
+        words=_words(inquiry, candidate) ** 2,
+        cosine=candidate.cosine or 0.0,
+        coverage=coverage**2,
+        order=coverage * _order(inquiry.concepts, worth, reading),
+        kind=1.0 if candidate.kind in inquiry.kinds else 0.0,
+    )
+
+
+def _ranked(inquiry: Inquiry, candidate: Candidate) -> Ranked:
+    found = features(inquiry, candidate)
+    score = sum(weight * getattr(found, name) for name, weight in WEIGHTS.items())
+    return Ranked(candidate, score, _relevance(math.sqrt(found.coverage), candidate.cosine))
+
+
+def _relevance(coverage: float, cosine: float | None) -> float:
+    evidence = 6.6 * coverage - 3.1 if cosine is None else 4.6 * coverage + 7.0 * cosine - 5.1
+    return 1 / (1 + math.exp(-evidence))
+
+
+def _first_guess(inquiry: Inquiry, candidate: Candidate) -> float:
+    words = (WEIGHTS["words"] + WEIGHTS["coverage"]) * _words(inquiry, candidate) ** 2
+    return words + WEIGHTS["cosine"] * (candidate.cosine or 0.0)
+
+
+def _words(inquiry: Inquiry, candidate: Candidate) -> float:
+    attainable = sum(inquiry.idf.get(concept.term, 0.0) for concept in inquiry.concepts)
+    return candidate.bm25 / attainable if attainable > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    terms: tuple[str, ...]
-    known: frozenset[str]
+    places: Mapping[str, Sequence[int]]
     context: frozenset[str]
 
 
 @lru_cache(maxsize=20_000)
 def _read(text: str, headings: tuple[str, ...], context: str) -> _Reading:
-    found = tuple(terms(text[:READ_CHARACTERS]))
-    around = [term for heading in headings for term in terms(heading)] + terms(context)
-    return _Reading(found, frozenset(found), frozenset(around))
+    places: dict[str, list[int]] = {}
+    for place, term in enumerate(terms(text[:READ_CHARACTERS])):
+        places.setdefault(term, []).append(place)
+    around = [term for heading in (*headings, context) for term in terms(heading)]
+    return _Reading(places, frozenset(around))
 
 
-def features(inquiry: Inquiry, candidates: Sequence[Candidate]) -> list[tuple[float, ...]]:
-    worth = [inquiry.worth(concept) for concept in inquiry.concepts]
-    total = sum(worth) or 1.0
-    attainable = sum(c.weight * inquiry.idf.get(c.term, 0.0) for c in inquiry.concepts) or 1.0
-    rows = [_features(inquiry, worth, total, attainable, candidate) for candidate in candidates]
-    best = max((row[2] for row in rows), default=0.0)
-    return [(*row[:7], row[1] * (1 - best), row[7]) for row in rows]
-
-
-def _features(inquiry: Inquiry, worth: list[float], total: float, attainable: float, candidate: Candidate) -> tuple[float, ...]:
+def _signature(candidate: Candidate) -> frozenset[str]:
+    """What a chunk says, without references, authors and hashes: equal for one change noted in several releases."""
     reading = _read(candidate.text, candidate.headings, f"{candidate.repository} {candidate.tag}")
-    matched = [_match(concept, reading) for concept in inquiry.concepts]
-    coverage = sum(w * m for w, m in zip(worth, matched, strict=True)) / total
-    identifier_worth = sum(w for w, c in zip(worth, inquiry.concepts, strict=True) if c.identifier)
-    identifiers = (
-        sum(w * (m >= 1.0) for w, m, c in zip(worth, matched, inquiry.concepts, strict=True) if c.identifier) / identifier_worth
-        if identifier_worth else 0.0
-    )
-    plain = [term for term in reading.known if term.isalpha() and len(term) > 2][:60]
-    wanted = {t for c in inquiry.concepts for t in (c.term, *c.alternatives)}
-    focus = sum(term in wanted for term in plain) / (len(plain) + 2)
-    first = reading.terms[:30]
-    lead = sum(w for w, c in zip(worth, inquiry.concepts, strict=True) if c.term in first) / total
-    return (
-        candidate.bm25 / attainable,
-        candidate.cosine or 0.0,
-        coverage,
-        _order(inquiry.concepts, worth, reading),
-        focus,
-        identifiers,
-        1.0 if candidate.kind in inquiry.kinds else 0.0,
-        lead,
-    )
+    return frozenset(term for term in reading.places if term.isalpha()) | {candidate.repository}
 
 
 def _match(concept: Concept, reading: _Reading) -> float:
-    if concept.term in reading.known:
+    if concept.term in reading.places:
         return 1.0
     if concept.term in reading.context:
-        return CONTEXT_SHARE
+        return PARTIAL
+    found = [other in reading.places for other in concept.alternatives]
     if concept.identifier:
-        parts = [part in reading.known for part in concept.alternatives]
-        return 0.6 * sum(parts) / len(parts) if parts else 0.0
-    return 0.6 if any(other in reading.known for other in concept.alternatives) else 0.0
+        return PARTIAL * sum(found) / len(found) if found else 0.0
+    return PARTIAL if any(found) else 0.0
 
 
 def _order(asked: Sequence[Concept], worth: Sequence[float], reading: _Reading) -> float:
     """Share of the neighbours in the question that are near each other, in this order, in the text."""
-    places: dict[str, list[int]] = {}
-    for place, term in enumerate(reading.terms):
-        places.setdefault(term, []).append(place)
+    where = [_places(concept, reading) for concept in asked]
     gained = possible = 0.0
-    where = [
-        places.get(c.term) or [p for other in c.alternatives for p in places.get(other, ())] for c in asked
-    ]
-    for index in range(len(asked) - 1):
-        value = math.sqrt(worth[index] * worth[index + 1])
+    for first, second in zip(range(len(asked)), range(1, len(asked)), strict=False):
+        value = math.sqrt(worth[first] * worth[second])
         possible += value
-        if any(0 < later - earlier <= NEAR for earlier in where[index] for later in where[index + 1]):
+        if any(0 < later - earlier <= NEAR for earlier in where[first] for later in where[second]):
             gained += value
     return gained / possible if possible else 0.0
+
+
+def _places(concept: Concept, reading: _Reading) -> Sequence[int]:
+    own = reading.places.get(concept.term)
+    return own or [place for other in concept.alternatives for place in reading.places.get(other, ())]

@@ -1,22 +1,27 @@
 """Files of releases: paths → records' bytes, in order, without holding a file in memory.
 
-A `.json` file is an array or one object, others have one object a line; a folder stands for the `.json`, `.jsonl` and `.ndjson` files in it. What a
+A `.json` file is an array, or several one after the other as `gh api --paginate` prints them, or an object spread over
+lines; all others have one object a line. A folder stands for the `.json`, `.jsonl` and `.ndjson` files in it. What a
 record says is `github_json`'s concern; here a record is cut out of its file even when it is damaged.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import re
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from kb_platform.errors import SourceError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson")
 _BOM = b"\xef\xbb\xbf"
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
+_PIECE = 1 << 20
+# JSON's strings hold no line feed, so a quote that is never closed spoils the rest of its line and no more.
+_TOKEN = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+(?:"|\\?(?=\n|\Z))|[\[\]{},]')
 
 
 @dataclass(frozen=True)
@@ -44,28 +49,27 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file() and not _is_manifest(p))
+            inside = sorted(
+                p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file() and not _is_manifest(p)
+            )
             if not inside:
-                raise SourceError(f"no {', '.join(SUFFIXES)} file in {path}", hint="name a file, or another folder")
+                raise SourceError(
+                    f"no {', '.join(SUFFIXES)} file in {path}", hint="name a file, or another folder"
+                )
             found += inside
         elif path.is_file():
             found.append(path)
         else:
-            raise SourceError(f"{path} does not exist", hint="check the path; shells expand * only where files match")
+            raise SourceError(
+                f"{path} does not exist", hint="check the path; shells expand * only where files match"
+            )
     return list(dict.fromkeys(found))
 
 
 def read_records(path: Path, *, max_record_bytes: int) -> Generator[Record]:
     """The records of one file. Raises SourceError when it cannot be read."""
     try:
-        with path.open("rb") as file:
-            start = file.read(64).removeprefix(_BOM).lstrip()
-            if not start and path.stat().st_size <= 64:
-                return
-            if path.suffix == ".json" and (start[:1] == b"[" or _is_one_value(path)):
-                yield from _values(path, max_record_bytes)
-            else:
-                yield from _lines(path, max_record_bytes)
+        yield from (_values if _holds_values(path) else _lines)(path, max_record_bytes)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}", hint="check its permissions") from error
 
@@ -75,11 +79,27 @@ def _is_manifest(path: Path) -> bool:
     return path.name == "manifest.json"
 
 
-def _is_one_value(path: Path) -> bool:
-    """Whether a file that begins with an object holds one, spread over lines."""
+def _holds_values(path: Path) -> bool:
+    """Whether a file holds arrays or objects spread over lines, and not one object a line.
+
+    Of lines, one that is damaged harms no other: that is how a file is read unless it clearly is not lines.
+    """
+    if path.suffix != ".json":
+        return False
     with path.open("rb") as file:
-        first = file.readline(1_000_000).removeprefix(_BOM).strip()
-        return first.startswith(b"{") and not first.endswith(b"}") and bool(file.readline(1))
+        starts = _line_starts(file)
+        first, second = next(starts, b""), next(starts, b"")
+    return first == b"[" or (first == b"{" and second not in (b"", b"{"))
+
+
+def _line_starts(file: IO[bytes]) -> Generator[bytes]:
+    """The first byte of each line that is not blank."""
+    at_start = True
+    while piece := file.readline(_PIECE):
+        bare = piece.removeprefix(_BOM).lstrip()
+        if at_start and bare:
+            yield bare[:1]
+        at_start = piece.endswith(b"\n") or (at_start and not bare)
 
 
 def _lines(path: Path, limit: int) -> Generator[Record]:
@@ -87,51 +107,59 @@ def _lines(path: Path, limit: int) -> Generator[Record]:
         number = 0
         while line := file.readline(limit + 1):
             number += 1
-            size = len(line)
-            kept = line
-            while not line.endswith(b"\n") and (line := file.readline(1 << 20)):
+            kept, size = line, len(line)
+            while not line.endswith(b"\n") and (line := file.readline(_PIECE)):
                 size += len(line)
+                # Blanks before a record are no part of it, however many.
+                kept = kept if kept.strip() else line
             kept = (kept.removeprefix(_BOM) if number == 1 else kept).strip()
             if kept:
-                yield Record(kept[:limit], f"{path.name}:{number}", size if size > limit + 1 else len(kept))
+                yield Record(
+                    kept[:limit], f"{_shown(path)}:{number}", size if size > limit + 1 else len(kept)
+                )
 
 
 def _values(path: Path, limit: int) -> Generator[Record]:
-    """Top-level values of an array (or of values one after the other), found by their brackets alone."""
+    """The elements of arrays, and objects outside of arrays, one after the other; found by their brackets alone.
+
+    What stands between them is a record too: nothing is lost, it is refused by name.
+    """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        depth, index = 0, 0
-        first = len(_BOM) if content[:3] == _BOM else 0
-        in_array = content[first : first + 64].lstrip()[:1] == b"["
-        base = 1 if in_array else 0
-        start = content.find(b"[", first) + 1 if in_array else first
-        for match in _TOKEN.finditer(content, start):
-            token = match[0]
-            if token in (b"{", b"["):
-                depth += 1
-            elif token in (b"}", b"]"):
-                depth -= 1
-            ends_value = (base and depth == 0 and token == b",") or depth < 0
-            if not base and depth == 0 and token == b"}":
-                ends_value, stop = True, match.end()
+        spans = _value_spans(content, len(_BOM) if content[:3] == _BOM else 0)
+        records = (_cut(content, start, stop, limit) for start, stop in spans)
+        for index, (raw, size) in enumerate(record for record in records if record[0]):
+            yield Record(raw, f"{_shown(path)}[{index}]", size)
+
+
+def _value_spans(content: mmap.mmap, start: int) -> Generator[tuple[int, int]]:
+    depth, in_array = 0, False
+    for match in _TOKEN.finditer(content, start):
+        at = match.start()
+        token = content[at : at + 1]
+        if token in b"{[":
+            if token == b"[" and depth == 0 and not in_array:
+                yield start, at
+                start, in_array = at + 1, True
             else:
-                stop = match.start()
-            if ends_value:
-                record = _cut(content, start, stop, limit, f"{path.name}[{index}]")
-                if record:
-                    yield record
-                    index += 1
-                start = match.end()
-                if depth < 0:
-                    break
-        # Behind the array's end, or in a file cut short, nothing is lost: what is there is refused by name.
-        rest = _cut(content, start, len(content), limit, f"{path.name}[{index}]")
-        if rest:
-            yield rest
+                depth += 1
+        elif token in b"}]" and depth:
+            depth -= 1
+            if depth == 0 and not in_array:
+                yield start, at + 1
+                start = at + 1
+        elif token == b"]" or (token == b"," and depth == 0 and in_array):
+            yield start, at
+            start, in_array = at + 1, token == b","
+    yield start, len(content)
 
 
-def _cut(content: mmap.mmap, start: int, stop: int, limit: int, place: str) -> Record | None:
+def _cut(content: mmap.mmap, start: int, stop: int, limit: int) -> tuple[bytes, int]:
+    """The bytes between, without blanks around them and cut to the limit; and their length before that."""
     raw = content[start : min(stop, start + limit)].strip()
-    if not raw:
-        return None
     size = stop - start
-    return Record(raw, place, size if size > limit else len(raw))
+    return raw, size if size > limit else len(raw)
+
+
+def _shown(path: Path) -> str:
+    """The file's name as text; a name may be any bytes."""
+    return os.fsencode(path.name).decode(errors="backslashreplace")

@@ -52,6 +52,11 @@ class _Batch:
     refused: list[Refused] = field(default_factory=list[Refused])
     size: int = 0
 
+    @property
+    def records(self) -> int:
+        """Records of either kind."""
+        return len(self.observed) + len(self.refused)
+
 
 def import_files(
     database: Database,
@@ -89,7 +94,9 @@ def import_observed(database: Database, observed: Iterable[Observed | Refused]) 
     return result
 
 
-def replay(database: Database, quarantine_id: int, settings: Settings, *, repository: str | None = None) -> Imported:
+def replay(
+    database: Database, quarantine_id: int, settings: Settings, *, repository: str | None = None
+) -> Imported:
     """Read a quarantined record again, as the present code and settings do.
 
     The record stays in quarantine when it is refused again (an attempt more), and is marked as replayed otherwise.
@@ -106,16 +113,19 @@ def replay(database: Database, quarantine_id: int, settings: Settings, *, reposi
             result.reasons[read.reason] = 1
             return result
         appended = release_log.append(connection, read.repository, [read])
+        for _, reason in appended.refused:
+            quarantine.retried(connection, quarantine_id, "refused-by-database", reason)
+            result.quarantined += 1
+            result.reasons["refused-by-database"] = 1
+            return result
         for change, count in appended.counts.items():
-            setattr(result, change, getattr(result, change) + count)
+            setattr(result, change, count)
         quarantine.resolve(connection, quarantine_id, "replayed")
     result.repositories = [read.repository]
     return result
 
 
-def _read(
-    files: Sequence[Path], settings: Settings, repository: str | None
-) -> Generator[Observed | Refused]:
+def _read(files: Sequence[Path], settings: Settings, repository: str | None) -> Generator[Observed | Refused]:
     for path in files:
         for record in read_records(path, max_record_bytes=settings.max_record_bytes):
             yield _parse(record, settings, repository, origin=f"import:{record.place}")
@@ -125,7 +135,9 @@ def _parse(record: Record, settings: Settings, repository: str | None, *, origin
     try:
         if record.is_cut:
             raise BadRecord("record-too-long", f"a record of {record.size:,} bytes, over the limit")
-        name, release = parse_release(record.raw, repository=repository, max_body_bytes=settings.max_body_bytes)
+        name, release = parse_release(
+            record.raw, repository=repository, max_body_bytes=settings.max_body_bytes
+        )
     except BadRecord as error:
         return Refused(error.reason, str(error), record.raw, origin, repository, record.size)
     return Observed(name, release, record.raw, origin)
@@ -135,8 +147,10 @@ def _batches(items: Iterable[Observed | Refused], repository: str | None) -> Gen
     """Consecutive records of one repository, bounded in number and bytes."""
     batch, current = _Batch(), repository
     for item in items:
-        changes = isinstance(item, Observed) and current is not None and item.repository.lower() != current.lower()
-        if batch.size and (changes or len(batch.observed) >= BATCH_RECORDS or batch.size >= BATCH_BYTES):
+        changes = (
+            isinstance(item, Observed) and current is not None and item.repository.lower() != current.lower()
+        )
+        if changes or batch.records >= BATCH_RECORDS or batch.size >= BATCH_BYTES:
             yield batch
             batch = _Batch()
         if isinstance(item, Observed):
@@ -144,8 +158,8 @@ def _batches(items: Iterable[Observed | Refused], repository: str | None) -> Gen
             batch.observed.append(item)
         else:
             batch.refused.append(item)
-        batch.size += max(len(item.raw), 1)
-    if batch.size:
+        batch.size += len(item.raw)
+    if batch.records:
         yield batch
 
 
@@ -164,7 +178,7 @@ def _store(database: Database, batch: _Batch, result: Imported) -> None:
     # Only what was committed is counted.
     for change, count in counts.items():
         setattr(result, change, getattr(result, change) + count)
-    result.records += len(batch.observed) + len(batch.refused)
+    result.records += batch.records
     result.quarantined += len(refused)
     result.quarantined_new += new
     for item in refused:

@@ -16,7 +16,7 @@ from kb_platform.embedding.model import EmbeddingModel
 from kb_platform.progress import Progress, Silence
 from kb_platform.stages.promotion import Gate, examine
 from kb_platform.store import embeddings, index_refresh, index_versions
-from kb_platform.store.database import Database
+from kb_platform.store.database import Connection, Database
 from kb_platform.store.index_refresh import Refreshed
 from kb_platform.store.repositories import find_repository
 
@@ -96,10 +96,15 @@ def index_repositories(
 def complete_versions(database: Database) -> Completed:
     """Versions being built that hold everything become ready; automatic ones are promoted if their gate lets them.
 
-    Also drops the tables of versions retired for a while.
+    Also gives versions the graph that they lack (they grew, or its build died), and drops the tables of versions retired
+    for a while.
     """
     done = Completed()
-    for version in _complete(database):
+    with database.snapshot() as connection:
+        complete, without_graph = _complete(connection), _without_graph(connection)
+    for version in without_graph:
+        index_versions.build_graph(database, version)
+    for version in complete:
         index_versions.mark_ready(database, version)
         done.ready.append(version)
     with database.snapshot() as connection:
@@ -117,15 +122,35 @@ def complete_versions(database: Database) -> Completed:
     return done
 
 
-def _complete(database: Database) -> list[int]:
+def is_unfinished(connection: Connection) -> bool:
+    """Whether `complete_versions` has something to do that nobody has looked at yet."""
+    if _complete(connection) or _without_graph(connection):
+        return True
+    return any(_awaits_promotion(v) and v.gate is None for v in index_versions.versions(connection))
+
+
+def _complete(connection: Connection) -> list[int]:
     found: list[int] = []
-    with database.snapshot() as connection:
-        for version in index_versions.maintained(connection):
-            complete, known = index_refresh.complete_repositories(connection, version.version)
-            if version.status == "building" and known and complete == known:
-                found.append(version.version)
+    for version in index_versions.maintained(connection):
+        complete, known = index_refresh.complete_repositories(connection, version.version)
+        if version.status == "building" and known and complete == known:
+            found.append(version.version)
     return found
 
 
+def _without_graph(connection: Connection) -> list[int]:
+    return [
+        version.version
+        for version in index_versions.maintained(connection)
+        if version.status != "building"
+        and version.chunks >= index_versions.LEAST_ROWS_FOR_GRAPH
+        and not index_versions.has_graph(connection, version.version)
+    ]
+
+
 def _awaits_promotion(version: index_versions.IndexVersion) -> bool:
-    return version.status == "ready" and version.promoted_at is None and bool(version.provenance.get("automatic"))
+    return (
+        version.status == "ready"
+        and version.promoted_at is None
+        and bool(version.provenance.get("automatic"))
+    )

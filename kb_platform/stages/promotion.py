@@ -63,14 +63,21 @@ def examine(database: Database, number: int) -> Gate:
     with database.snapshot() as connection:
         version = index_versions.version(connection, number)
         if version.status in ("retired", "dropped"):
-            raise IndexStateError(f"index version {number} is {version.status}", hint="build a new one: `kb index build`")
+            raise IndexStateError(
+                f"index version {number} is {version.status}", hint="build a new one: `kb index build`"
+            )
         served = index_versions.active(connection)
         recall = recall_at_10(connection, version)
         findings = (
             _is_complete(connection, version),
             _rows_reconcile(connection, version),
-            _has_rows(connection, version),
-            Finding("recall", recall >= LEAST_RECALL, f"recall@10 of the served path against a scan is {recall:.3f}"),
+            _has_rows(version),
+            _vectors_have_length(connection, version),
+            Finding(
+                "recall",
+                recall >= LEAST_RECALL,
+                f"recall@10 of the served path against a scan is {recall:.3f}",
+            ),
             _is_no_loss(version, served),
         )
     return Gate(number, findings, recall)
@@ -96,7 +103,9 @@ def rollback(database: Database) -> int:
     with database.transaction() as connection:
         number = index_versions.previous(connection)
         if number is None:
-            raise IndexStateError("there is no version to roll back to", hint="`kb index list` shows what there is")
+            raise IndexStateError(
+                "there is no version to roll back to", hint="`kb index list` shows what there is"
+            )
         index_versions.promote(connection, number, gate={"rollback": True}, forced=False, action="rollback")
     return number
 
@@ -126,11 +135,18 @@ def _is_complete(connection: Connection, version: index_versions.IndexVersion) -
 
 def _rows_reconcile(connection: Connection, version: index_versions.IndexVersion) -> Finding:
     rows = index_versions.count_rows(connection, version.version)
-    return Finding("rows", rows == version.chunks, f"{rows:,} rows where {version.chunks:,} chunks call for them")
+    return Finding(
+        "rows", rows == version.chunks, f"{rows:,} rows where {version.chunks:,} chunks call for them"
+    )
 
 
-def _has_rows(connection: Connection, version: index_versions.IndexVersion) -> Finding:
+def _has_rows(version: index_versions.IndexVersion) -> Finding:
     return Finding("content", version.chunks > 0, f"{version.chunks:,} chunks")
+
+
+def _vectors_have_length(connection: Connection, version: index_versions.IndexVersion) -> Finding:
+    without = index_versions.count_without_length(connection, version.version)
+    return Finding("vectors", without == 0, f"{without:,} vectors have no length")
 
 
 def _is_no_loss(version: index_versions.IndexVersion, served: index_versions.IndexVersion | None) -> Finding:
@@ -141,4 +157,3 @@ def _is_no_loss(version: index_versions.IndexVersion, served: index_versions.Ind
         version.releases >= served.releases,
         f"{version.releases:,} releases where the served version has {served.releases:,}",
     )
-

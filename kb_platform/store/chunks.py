@@ -113,7 +113,9 @@ def counts(connection: Connection, repository_id: int) -> ChunkCounts:
         {"repository_id": repository_id, "moment": None, "cut": CUT},
     ).fetchall()
     assert row is not None  # noqa: S101 - an aggregate without GROUP BY has one row
-    return ChunkCounts(int(row[0]), int(row[1]), int(row[2]), int(row[3]), {kind: int(n) for kind, n in kinds})
+    return ChunkCounts(
+        int(row[0]), int(row[1]), int(row[2]), int(row[3]), {kind: int(n) for kind, n in kinds}
+    )
 
 
 def _without_done(

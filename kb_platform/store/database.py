@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -83,6 +83,13 @@ class Database:
             ) from error
         try:
             yield connection
+        except psycopg.OperationalError as error:
+            if not _is_lost(connection, error):
+                raise
+            raise DatabaseUnavailable(
+                f"the connection to {without_password(self.url)} was lost: {str(error).strip()}",
+                hint="the server stopped or restarted; do the same again, it goes on where it stopped",
+            ) from error
         finally:
             pool.putconn(connection)
 
@@ -127,6 +134,16 @@ class Database:
             raise
 
 
+def _is_lost(connection: Connection, error: psycopg.OperationalError) -> bool:
+    shut_down = (psycopg.errors.AdminShutdown, psycopg.errors.CrashShutdown, psycopg.errors.CannotConnectNow)
+    return connection.closed or isinstance(error, shut_down)
+
+
+def knows_vectors(connection: Connection) -> bool:
+    """Whether pgvector's types were there when this connection was made."""
+    return connection.adapters.types.get("halfvec") is not None
+
+
 def _configure(connection: Connection) -> None:
     # The types exist once the schema is migrated; the migration itself uses no vector.
     known = connection.execute("SELECT 1 FROM pg_type WHERE typname = 'halfvec'").fetchone()
@@ -135,6 +152,23 @@ def _configure(connection: Connection) -> None:
         for name, value in SEARCH_SETTINGS.items():
             connection.execute("SELECT set_config(%s, %s, false)", (name, value))
     connection.commit()
+
+
+class ServerVersion(NamedTuple):
+    """What the server is: its name for itself, its number (180004 for 18.4), pgvector's version."""
+
+    name: str
+    number: int
+    pgvector: str | None
+
+
+def server_version(connection: Connection) -> ServerVersion:
+    """Which server answers."""
+    return ServerVersion(
+        scalar(connection, "SHOW server_version"),
+        int(scalar(connection, "SHOW server_version_num")),
+        scalar(connection, "SELECT extversion FROM pg_extension WHERE extname = 'vector'"),
+    )
 
 
 def without_password(url: str) -> str:

@@ -17,6 +17,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -24,7 +25,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote
 
 from kb_platform.errors import DatabaseUnavailable
@@ -65,9 +66,10 @@ class EmbeddedServer:
     """
 
     def __init__(self, home: Path) -> None:
-        self.folder = home / "postgres"
+        self.folder = home.resolve() / "postgres"
         self.data = self.folder / "data"
         self._users: IO[str] | None = None
+        self._holder = 0
 
     def url(self, database: str = "kb") -> str:
         """Connection URL over the Unix socket, for psycopg, psycopg2 and libpq alike."""
@@ -83,15 +85,13 @@ class EmbeddedServer:
 
         Raises DatabaseUnavailable with the end of the server's log when it does not start.
         """
-        self._make_folders()
+        self.folder.mkdir(parents=True, exist_ok=True)
         with self._exclusively():
-            if self._users is None:
-                self._users = (self.folder / "users.lock").open("w")
-            fcntl.flock(self._users, fcntl.LOCK_SH)
+            self._hold()
             if not (self.data / "PG_VERSION").exists():
                 self._initialise()
-            if not self.is_ready():
-                self._launch()
+            self._make_socket_folder()
+            self._make_ready()
             self._create_databases("kb", "kb_dagster")
 
     def is_ready(self) -> bool:
@@ -113,7 +113,7 @@ class EmbeddedServer:
 
     def leave(self) -> None:
         """Give up this process's hold; the last to leave stops the server."""
-        if self._users is None or not self.folder.is_dir():
+        if self._users is None or self._holder != os.getpid() or not self.folder.is_dir():
             return
         with self._exclusively():
             users, self._users = self._users, None
@@ -134,18 +134,27 @@ class EmbeddedServer:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _make_folders(self) -> None:
-        self.data.mkdir(parents=True, exist_ok=True)
+    def _hold(self) -> None:
+        """Take this process's hold. One that came over a fork is the parent's: given up here, it would be lost there."""
+        if self._users is not None and self._holder != os.getpid():
+            self._users.close()
+            self._users = None
+        if self._users is None:
+            self._users, self._holder = (self.folder / "users.lock").open("w"), os.getpid()
+        fcntl.flock(self._users, fcntl.LOCK_SH)
+
+    def _make_socket_folder(self) -> None:
+        folder = self._socket_folder()
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # In a folder for temporary files anybody may have been there first, with a link or a server of his own.
+        owners = {os.geteuid(), _system_user().pw_uid} if os.geteuid() == 0 else {os.geteuid()}
+        if folder.is_symlink() or folder.stat().st_uid not in owners:
+            raise DatabaseUnavailable(
+                f"the folder {folder} for the server's socket belongs to someone else",
+                hint="remove it, or choose a KB_HOME with a shorter path",
+            )
         if os.geteuid() == 0:
-            _let_through(self.data)
-            _give_to_system_user(self.data)
-        else:
-            self.data.chmod(0o700)
-        socket_folder = self._socket_folder()
-        if not socket_folder.exists():
-            socket_folder.mkdir(mode=0o700)
-            if os.geteuid() == 0:
-                _give_to_system_user(socket_folder)
+            _give_to_system_user(folder)
 
     def _socket_folder(self) -> Path:
         """Beside the data, where nobody else may look; in the folder for temporary files when that path is too long."""
@@ -155,17 +164,79 @@ class EmbeddedServer:
         return Path(tempfile.gettempdir()) / f"kb-platform-{os.geteuid()}-{name}"
 
     def _initialise(self) -> None:
-        self._run("initdb", "--auth=trust", "--encoding=utf8", "--locale=C.UTF-8", "-U", "postgres", "-D", self.data)
-        with (self.data / "postgresql.conf").open("a") as configuration:
+        """Make the data; elsewhere and then moved, because an `initdb` that was killed leaves what looks like data.
+
+        Always elsewhere: when it was we who were killed, the `initdb` that we called may still be writing.
+        """
+        for left in self.folder.glob("new-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        new = Path(tempfile.mkdtemp(prefix="new-", dir=self.folder))
+        if os.geteuid() == 0:
+            _let_through(new)
+            _give_to_system_user(new)
+        self._run(
+            "initdb", "--auth=trust", "--encoding=utf8", "--locale=C.UTF-8", "-U", "postgres", "-D", new
+        )
+        with (new / "postgresql.conf").open("a") as configuration:
             configuration.write("\ninclude = 'kb-platform.conf'\n")
+        new.rename(self.data)
+
+    def _make_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.is_ready():
+            if self._postmaster() is None:
+                self._launch()
+                return
+            # Alive without taking connections: it starts anew after one of its processes crashed, or is going down.
+            if time.monotonic() > deadline:
+                raise DatabaseUnavailable(
+                    f"the embedded PostgreSQL in {self.folder} runs and takes no connections: {self._log_tail()}",
+                    hint=f"read {self.log}",
+                )
+            time.sleep(0.1)
+
+    def _postmaster(self) -> int | None:
+        """The process id of the server that runs on this data, if one does.
+
+        After a crash `postmaster.pid` may name a process that has nothing to do with it: pg_ctl would not start, and
+        would stop that process.
+        """
+        try:
+            pid = int((self.data / "postmaster.pid").read_text().partition("\n")[0])
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if f"postgres -D {self.data}" in _command_line(pid) else None
+
+    def _disown_stale_pid(self) -> None:
+        """Let PostgreSQL see that the process in `postmaster.pid` is not the server.
+
+        The rest of the file stays: by it PostgreSQL finds processes of the old server that still use the data. It takes
+        the parent of pg_ctl, this process, for no server.
+        """
+        file = self.data / "postmaster.pid"
+        if file.exists():
+            _, newline, rest = file.read_text().partition("\n")
+            file.write_text(f"{os.getpid()}{newline}{rest}")
 
     def _launch(self) -> None:
         configuration = self.data / "kb-platform.conf"
         configuration.write_text(CONFIGURATION.format(socket_folder=self._socket_folder()))
         configuration.chmod(0o644)
+        self._disown_stale_pid()
         deadline = time.monotonic() + 30
         while True:
-            started = self._run("pg_ctl", "-w", "-t", START_TIMEOUT_S, "-D", self.data, "-l", self._log_file(), "start", check=False)
+            started = self._run(
+                "pg_ctl",
+                "-w",
+                "-t",
+                START_TIMEOUT_S,
+                "-D",
+                self.data,
+                "-l",
+                self._log_file(),
+                "start",
+                check=False,
+            )
             if started.returncode == 0:
                 return
             # After kill -9 of the server its children hold the shared memory for a moment longer.
@@ -178,18 +249,22 @@ class EmbeddedServer:
         )
 
     def _shut_down(self) -> bool:
-        if not (self.data / "postmaster.pid").exists():
+        if self._postmaster() is None:
             return False
         stopped = self._run("pg_ctl", "-w", "-m", "fast", "-D", self.data, "stop", check=False)
         return stopped.returncode == 0
 
     def _create_databases(self, *names: str) -> None:
         import psycopg
+        from psycopg import sql
 
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             for name in names:
-                if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
-                    connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+                if (
+                    connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone()
+                    is None
+                ):
+                    connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
     def _log_file(self) -> Path:
         self.log.touch()
@@ -208,7 +283,7 @@ class EmbeddedServer:
             done = subprocess.run(  # noqa: S603 - our own binaries, arguments of our own making
                 [str(_binaries() / program), *map(str, arguments)],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                user=SYSTEM_USER if os.geteuid() == 0 else None,
+                **_as_system_user(),
                 cwd="/", start_new_session=True, check=False, text=True,
             )  # fmt: skip
             output.seek(0)
@@ -232,6 +307,23 @@ def running(home: Path) -> EmbeddedServer:
             _in_use[home] = server
         server.start()
         return server
+
+
+def _command_line(pid: int) -> str:
+    """How a process was called; empty when there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        if Path("/proc/self").exists():
+            return ""
+    # Without /proc, as on macOS.
+    shown = subprocess.run(  # noqa: S603 - a number
+        ["ps", "-o", "command=", "-p", str(pid)],  # noqa: S607 - where it lies differs between systems
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return shown.stdout
 
 
 def _binaries() -> Path:
@@ -264,12 +356,24 @@ def _give_to_system_user(path: Path) -> None:
         path.chmod(0o700)
 
 
+def _as_system_user() -> dict[str, Any]:
+    """Who PostgreSQL's programs run as. With root's groups they would be shut out of folders that only others may
+    pass through."""
+    if os.geteuid() != 0:
+        return {}
+    user = _system_user()
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
 def _system_user() -> pwd.struct_passwd:
     try:
         return pwd.getpwnam(SYSTEM_USER)
     except KeyError:
         made = subprocess.run(  # noqa: S603 - fixed arguments
-            ["useradd", "--system", SYSTEM_USER], capture_output=True, text=True, check=False  # noqa: S607
+            ["useradd", "--system", SYSTEM_USER],  # noqa: S607 - where it lies differs between systems
+            capture_output=True,
+            text=True,
+            check=False,
         )
     try:
         return pwd.getpwnam(SYSTEM_USER)

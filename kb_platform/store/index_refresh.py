@@ -115,7 +115,9 @@ def _refresh(
     ready = _ready(connection, version.model_id, wanted)
     waiting = [sequence for sequence in wanted if sequence not in ready]
     waiting_releases = {current[sequence] for sequence in waiting}
-    obsolete = [h.sequence for h in held if h.sequence not in current and h.release_id not in waiting_releases]
+    obsolete = [
+        h.sequence for h in held if h.sequence not in current and h.release_id not in waiting_releases
+    ]
     deleted = _delete(connection, version, repository_id, obsolete)
     inserted = _insert(connection, version, repository_id, sorted(ready))
     reflected = min(waiting) - 1 if waiting else newest
@@ -151,7 +153,9 @@ def _ready(connection: Connection, model_id: int, sequences: Sequence[int]) -> s
     return {row[0] for row in rows}
 
 
-def _delete(connection: Connection, version: IndexVersion, repository_id: int, sequences: Sequence[int]) -> int:
+def _delete(
+    connection: Connection, version: IndexVersion, repository_id: int, sequences: Sequence[int]
+) -> int:
     if not sequences:
         return 0
     parameters = _parameters(version, repository_id, sequences)
@@ -180,7 +184,9 @@ def _delete(connection: Connection, version: IndexVersion, repository_id: int, s
     return done.rowcount
 
 
-def _insert(connection: Connection, version: IndexVersion, repository_id: int, sequences: Sequence[int]) -> int:
+def _insert(
+    connection: Connection, version: IndexVersion, repository_id: int, sequences: Sequence[int]
+) -> int:
     if not sequences:
         return 0
     parameters = _parameters(version, repository_id, sequences)

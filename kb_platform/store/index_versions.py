@@ -8,6 +8,7 @@ what a version holds of each repository is `index_refresh`.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,8 +25,10 @@ from kb_platform.text.words import DIMENSIONS
 
 # A reader resolves the pointer and then reads the table, within one statement timeout; a table goes long after that.
 DROP_AFTER = timedelta(minutes=10)
-# An HNSW graph over fewer rows is slower than reading them all.
-LEAST_ROWS_FOR_GRAPH = 20_000
+# Up to this many rows (the default of KB_EXACT_SCAN_ROWS) a search reads them all, and a graph would never be used;
+# over 46,000 real chunks it took 18 s to build.
+LEAST_ROWS_FOR_GRAPH = 50_000
+LOCK_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def mark_ready(database: Database, number: int) -> None:
         )
 
 
-def build_graph(database: Database, number: int) -> bool:
+def build_graph(database: Database, number: int, *, least_rows: int = LEAST_ROWS_FOR_GRAPH) -> bool:
     """The HNSW graph over a version's vectors, unless it has too few rows. Returns whether there is one now.
 
     Built concurrently, so refreshes go on. A build that died leaves an invalid index that `IF NOT EXISTS` would accept:
@@ -154,16 +157,20 @@ def build_graph(database: Database, number: int) -> bool:
     """
     name = f"index_{number}_graph"
     with database.autocommit() as connection:
-        # One builder at a time, over all processes; the lock ends with the connection.
-        connection.execute("SELECT pg_advisory_lock(hashtextextended('kb.index_graph', %s))", (number,))
+        # One builder at a time, over all processes; the lock ends with the connection. Nobody may wait inside the
+        # statement: a concurrent build waits for every statement that began before it, and the two would never end.
+        while not scalar(
+            connection, "SELECT pg_try_advisory_lock(hashtextextended('kb.index_graph', %s))", (number,)
+        ):
+            time.sleep(LOCK_POLL_S)
         valid = scalar(
             connection, "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", (f"kb.{name}",)
         )
         if valid:
             return True
         if valid is False:
-            connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier("kb", name)))
-        if count_rows(connection, number) < LEAST_ROWS_FOR_GRAPH:
+            connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier("kb", name)))
+        if count_rows(connection, number) < least_rows:
             return False
         connection.execute(
             sql.SQL("CREATE INDEX CONCURRENTLY {} ON {} USING hnsw (vector halfvec_cosine_ops)").format(
@@ -184,9 +191,28 @@ def has_graph(connection: Connection, number: int) -> bool:
     )
 
 
+def invalid_indexes(connection: Connection) -> list[str]:
+    """Indexes whose concurrent build died; PostgreSQL keeps them up to date and never uses them."""
+    rows = connection.execute(
+        "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'kb' AND NOT i.indisvalid ORDER BY 1"
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
 def count_rows(connection: Connection, number: int) -> int:
     """The rows of a version's table."""
     return int(scalar(connection, sql.SQL("SELECT count(*) FROM {}").format(table_of(number))))
+
+
+def count_without_length(connection: Connection, number: int) -> int:
+    """The rows of a version whose vector has no length: a cosine distance to them is no number."""
+    return int(
+        scalar(
+            connection,
+            sql.SQL("SELECT count(*) FROM {} WHERE l2_norm(vector) < 1e-6").format(table_of(number)),
+        )
+    )
 
 
 def promote(
@@ -196,7 +222,7 @@ def promote(
 
     Raises IndexStateError unless the version is ready (or active already, which changes nothing).
     """
-    connection.execute("LOCK TABLE kb.serving IN SHARE ROW EXCLUSIVE MODE")
+    _lock_serving(connection)
     wanted = version(connection, number)
     now = active(connection)
     if wanted.status == "active":
@@ -213,7 +239,8 @@ def promote(
         (number, previous),
     )
     connection.execute(
-        "UPDATE kb.index_version SET promoted_at = now(), gate = %s WHERE version = %s", (json.dumps(gate), number)
+        "UPDATE kb.index_version SET promoted_at = now(), gate = %s WHERE version = %s",
+        (json.dumps(gate), number),
     )
     connection.execute(
         "INSERT INTO kb.promotion (version, previous_version, action, forced, gate) VALUES (%s, %s, %s, %s, %s)",
@@ -238,6 +265,7 @@ def previous(connection: Connection) -> int | None:
 
 def retire(connection: Connection, number: int) -> None:
     """Give up a version that is not served; its table goes later. Raises IndexStateError for the active one."""
+    _lock_serving(connection)
     if version(connection, number).status == "active":
         raise IndexStateError(f"index version {number} is served", hint="promote another one first")
     connection.execute(
@@ -246,6 +274,11 @@ def retire(connection: Connection, number: int) -> None:
         (number,),
     )
     connection.execute("UPDATE kb.serving SET previous_version = NULL WHERE previous_version = %s", (number,))
+
+
+def _lock_serving(connection: Connection) -> None:
+    """No version is promoted while another changes its status, or the pointer could end on a retired one."""
+    connection.execute("LOCK TABLE kb.serving IN SHARE ROW EXCLUSIVE MODE")
 
 
 def drop_retired(database: Database, *, older_than: timedelta = DROP_AFTER) -> list[int]:
@@ -269,7 +302,8 @@ def _drop(database: Database, number: int) -> bool:
             connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table_of(number)))
             for table in ("index_term", "indexed_observation", "index_repository"):
                 connection.execute(
-                    sql.SQL("DELETE FROM {} WHERE version = %s").format(sql.Identifier("kb", table)), (number,)
+                    sql.SQL("DELETE FROM {} WHERE version = %s").format(sql.Identifier("kb", table)),
+                    (number,),
                 )
             connection.execute("UPDATE kb.index_version SET status = 'dropped' WHERE version = %s", (number,))
     except psycopg.errors.LockNotAvailable:

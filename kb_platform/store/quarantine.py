@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kb_platform.errors import NotKnown
 from kb_platform.sources.release import Refused
-from kb_platform.store.database import Connection
+from kb_platform.store.database import Connection, scalar
 
 # bytea holds 1 GB, but one row of that size stops a dump; the operator still has the file.
 MOST_BYTES = 16 * 1_048_576
@@ -34,6 +34,9 @@ class Quarantined(NamedTuple):
 
 def put(connection: Connection, refused: Sequence[Refused]) -> int:
     """Set records apart; the same bytes again only count an attempt. Returns how many were not there before."""
+    if refused:
+        # Two imports that meet the same bad records in different orders would wait for each other in a circle.
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('kb.quarantine', 0))")
     new = 0
     for item in refused:
         row = connection.execute(
@@ -89,9 +92,13 @@ def listed(connection: Connection, *, resolved: bool = False) -> list[Quarantine
 
 def get(connection: Connection, quarantine_id: int) -> Quarantined:
     """One record. Raises NotKnown."""
-    row = connection.execute("SELECT * FROM kb.quarantine WHERE quarantine_id = %s", (quarantine_id,)).fetchone()
+    row = connection.execute(
+        "SELECT * FROM kb.quarantine WHERE quarantine_id = %s", (quarantine_id,)
+    ).fetchone()
     if row is None:
-        raise NotKnown(f"no quarantined record {quarantine_id}", hint="`kb quarantine list` shows their numbers")
+        raise NotKnown(
+            f"no quarantined record {quarantine_id}", hint="`kb quarantine list` shows their numbers"
+        )
     return Quarantined(*row)
 
 
@@ -103,6 +110,17 @@ def open_by_reason(connection: Connection, repository: str | None = None) -> dic
         {"name": repository},
     ).fetchall()
     return {row[0]: row[1] for row in rows}
+
+
+def seen_since(connection: Connection, moment: datetime) -> int:
+    """How many open records were seen for the first time since then."""
+    return int(
+        scalar(
+            connection,
+            "SELECT count(*) FROM kb.quarantined_record WHERE resolved_at IS NULL AND first_seen_at >= %s",
+            (moment,),
+        )
+    )
 
 
 def _fingerprint(raw: bytes) -> bytes:

@@ -34,7 +34,8 @@ CURRENT = (
 
 @dataclass
 class Appended:
-    """What an append did: a count of each kind of change, and the records that PostgreSQL refused."""
+    """What an append did: a count of each kind of change that is in the log now, and the records that PostgreSQL
+    refused."""
 
     counts: dict[Change, int] = field(
         default_factory=lambda: {"new": 0, "edited": 0, "unchanged": 0, "deleted": 0, "reappeared": 0}
@@ -73,7 +74,7 @@ def append(
     last = _last_known(connection, repository_id, [item.release.release_id for item in observed])
     appended = Appended()
     rows: list[list[Any]] = []
-    sources: list[Observed] = []
+    sources: list[tuple[Observed, Change]] = []
     for item in observed:
         known = last.get(item.release.release_id)
         change = _change(item, known)
@@ -83,9 +84,11 @@ def append(
         moment = max(now, known.observed_at) if known else now
         last[item.release.release_id] = _Last(item.release.content_hash, item.deleted, moment)
         rows.append(_row(repository_id, item, moment))
-        sources.append(item)
+        sources.append((item, change))
     for index, reason in copy_sound_rows(connection, "observation", _COLUMNS, rows):
-        appended.refused.append((sources[index], reason))
+        item, change = sources[index]
+        appended.counts[change] -= 1
+        appended.refused.append((item, reason))
     return appended
 
 
@@ -130,7 +133,9 @@ def newest_sequence(connection: Connection, repository_id: int) -> int:
     """The last observation of a repository; 0 when there is none."""
     return int(
         scalar(
-            connection, "SELECT coalesce(max(sequence), 0) FROM kb.observation WHERE repository_id = %s", (repository_id,)
+            connection,
+            "SELECT coalesce(max(sequence), 0) FROM kb.observation WHERE repository_id = %s",
+            (repository_id,),
         )
     )
 
@@ -182,7 +187,12 @@ def _stored(rows: Any) -> list[StoredRelease]:
         )
         found.append(
             StoredRelease(
-                row["repository"], row["sequence"], row["observed_at"], release, row["version_key"], row["deleted"]
+                row["repository"],
+                row["sequence"],
+                row["observed_at"],
+                release,
+                row["version_key"],
+                row["deleted"],
             )
         )
     return found

@@ -26,7 +26,9 @@ class Repository:
 
 def ensure_repository(connection: Connection, name: str) -> int:
     """The id of a repository, made on first sight. Names are compared without regard to case."""
-    found = scalar(connection, "SELECT repository_id FROM kb.repository WHERE lower(name) = lower(%s)", (name,))
+    found = scalar(
+        connection, "SELECT repository_id FROM kb.repository WHERE lower(name) = lower(%s)", (name,)
+    )
     if found is None:
         found = scalar(
             connection,
@@ -58,7 +60,9 @@ def repository_names(connection: Connection) -> list[str]:
 
 def lock_repository(connection: Connection, repository_id: int) -> None:
     """One writer at a time for one repository, until the transaction ends."""
-    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('kb.repository', %s))", (repository_id,))
+    connection.execute(
+        "SELECT pg_advisory_xact_lock(hashtextextended('kb.repository', %s))", (repository_id,)
+    )
 
 
 def mark_verified(connection: Connection, repository_ids: Sequence[int]) -> None:
@@ -102,3 +106,8 @@ def repositories(database: Database) -> list[Repository]:
             """
         ).fetchall()
     return [Repository(row[0], row[1], row[2], row[2], row[3], row[4], row[5]) for row in rows]
+
+
+def newest_observation(connection: Connection) -> int:
+    """The last observation of any repository; when it moves, names and tags may have."""
+    return int(scalar(connection, "SELECT coalesce(max(sequence), 0) FROM kb.observation"))

@@ -15,7 +15,7 @@ from importlib.resources import files
 from psycopg import sql
 
 from kb_platform.errors import MigrationError
-from kb_platform.store.database import Connection, Database, scalar
+from kb_platform.store.database import Connection, Database, knows_vectors, scalar
 
 # Any number does, as long as it is ours alone; it is the one that all processes of a database agree on.
 MIGRATION_LOCK = 7_261_409
@@ -55,21 +55,26 @@ def migrate(database: Database, *, upto: int | None = None) -> list[Migration]:
     """
     wanted = [m for m in migrations() if upto is None or m.number <= upto]
     with database.transaction() as connection:
-        if _is_current(connection, wanted):
-            return []
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
-        _prepare(connection)
-        done = _done(connection)
-        _refuse_unknown(done)
-        run = [m for m in wanted if m.number not in done]
-        for migration in run:
-            connection.execute(sql.SQL(migration.statements))  # pyright: ignore[reportArgumentType] - our own file
-            connection.execute(
-                "INSERT INTO kb.migration (number, name, checksum) VALUES (%s, %s, %s)",
-                (migration.number, migration.name, migration.checksum),
-            )
-    # Connections made before the first migration do not know pgvector's types.
-    database.close()
+        made_before = not knows_vectors(connection)
+        run = [] if _is_current(connection, wanted) else _run(connection, wanted)
+    if made_before:
+        # Connections from before the first migration, even if another process ran it, know no vectors.
+        database.close()
+    return run
+
+
+def _run(connection: Connection, wanted: list[Migration]) -> list[Migration]:
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+    _prepare(connection)
+    done = _done(connection)
+    _refuse_unknown(done)
+    run = [m for m in wanted if m.number not in done]
+    for migration in run:
+        connection.execute(sql.SQL(migration.statements))  # pyright: ignore[reportArgumentType] - our own file
+        connection.execute(
+            "INSERT INTO kb.migration (number, name, checksum) VALUES (%s, %s, %s)",
+            (migration.number, migration.name, migration.checksum),
+        )
     return run
 
 
@@ -87,7 +92,9 @@ def _prepare(connection: Connection) -> None:
         "CREATE TABLE IF NOT EXISTS kb.migration (number integer PRIMARY KEY, name text NOT NULL, "
         "checksum text NOT NULL, run_at timestamptz NOT NULL DEFAULT now())"
     )
-    available = scalar(connection, "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'")
+    available = scalar(
+        connection, "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
+    )
     installed = scalar(connection, "SELECT extversion FROM pg_extension WHERE extname = 'vector'")
     version = installed or available
     if version is None or tuple(int(part) for part in str(version).split(".")[:2]) < LEAST_PGVECTOR:

@@ -1,7 +1,7 @@
 """Reading candidates out of the served index: by words (BM25) and by vectors, under conditions.
 
 Hands out numbers and stored columns; what they are worth together is `retrieval.ranking`'s. Up to a number of rows in
-scope the scan is exact (2 M rows a second and core, recall 1.0); beyond, and only where nothing but repositories filters,
+scope the scan is exact (2 M rows a second and core, recall 1.0); beyond, and only where nothing filters,
 vectors come from the HNSW graph, and the exact scan steps in when the graph yields too few rows.
 """
 
@@ -38,13 +38,6 @@ class Conditions:
     published_from: datetime | None = None
     published_before: datetime | None = None
     prerelease: bool | None = None
-
-    @property
-    def only_repositories(self) -> bool:
-        """Whether nothing but the repository is asked for."""
-        return not (self.kinds or self.published_from or self.published_before) and (
-            self.tags is None and self.prerelease is None
-        )
 
 
 class Row(NamedTuple):
@@ -110,7 +103,9 @@ def candidates(
     without any of the words fill up to `most_vectors`. Returns at least min(most_vectors, matching rows) rows.
     """
     use_graph = vector is not None and _graph_pays(connection, version, conditions, exact_scan_rows)
-    rows = _fetch(connection, version, conditions, words, vector, most_words, most_vectors, exact=not use_graph)
+    rows = _fetch(
+        connection, version, conditions, words, vector, most_words, most_vectors, exact=not use_graph
+    )
     if use_graph and len(rows) < most_vectors:
         rows = _fetch(connection, version, conditions, words, vector, most_words, most_vectors, exact=True)
     return rows
@@ -122,8 +117,8 @@ def rows_in_scope(connection: Connection, version: IndexVersion, repositories: S
         scalar(
             connection,
             "SELECT coalesce(sum(i.chunks), 0) FROM kb.index_repository i JOIN kb.repository r USING (repository_id) "
-            "WHERE i.version = %s AND (%s OR r.name = ANY(%s))",
-            (version.version, not repositories, list(repositories)),
+            "WHERE i.version = %s AND (%s OR lower(r.name) = ANY(%s))",
+            (version.version, not repositories, [name.lower() for name in repositories]),
         )
     )
 
@@ -132,7 +127,9 @@ def count(connection: Connection, version: IndexVersion, conditions: Conditions)
     """How many rows meet the conditions."""
     where, parameters = _where(connection, conditions)
     return int(
-        scalar(connection, sql.SQL("SELECT count(*) FROM {} WHERE {}").format(version.table, where), parameters)
+        scalar(
+            connection, sql.SQL("SELECT count(*) FROM {} WHERE {}").format(version.table, where), parameters
+        )
     )
 
 
@@ -162,9 +159,9 @@ def sample_vectors(connection: Connection, version: IndexVersion, most: int) -> 
 
 
 def _graph_pays(connection: Connection, version: IndexVersion, conditions: Conditions, limit: int) -> bool:
-    # A filter on anything but nothing at all makes a cluster of the matches: HNSW's iterative scan took 85 ms for a
-    # recall of 0.26 there. Whole-table questions are what the graph is for.
-    if conditions.repositories or not conditions.only_repositories:
+    # A filter makes a cluster of the matches: HNSW's iterative scan took 85 ms for a recall of 0.26 there. Whole-table
+    # questions are what the graph is for.
+    if conditions != Conditions():
         return False
     return version.chunks > limit and has_graph(connection, version.version)
 
@@ -243,6 +240,7 @@ def _where(connection: Connection, conditions: Conditions) -> tuple[sql.Composab
 
 def _ids(connection: Connection, names: Sequence[str]) -> list[int]:
     rows = connection.execute(
-        "SELECT repository_id FROM kb.repository WHERE lower(name) = ANY(%s)", ([name.lower() for name in names],)
+        "SELECT repository_id FROM kb.repository WHERE lower(name) = ANY(%s)",
+        ([name.lower() for name in names],),
     ).fetchall()
     return [row[0] for row in rows]

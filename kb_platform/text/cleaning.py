@@ -12,6 +12,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kb_platform.text.chunk import Chunk
 
 EMBEDDING_TEXT: Final = "plain-1"
@@ -35,20 +37,23 @@ _RST_TARGET: Final = re.compile(r"(?m)^[ \t]*\.\. _[^\n]*$|^\([\w.-]+\)=$")
 _RST_DIRECTIVE: Final = re.compile(r"(?m)^([ \t]*)\.\. ([\w-]+)::")
 _RST_LITERAL: Final = re.compile(r"(?m)(?<=[\w)`.])::[ \t]*$")
 _RST_ROLE: Final = re.compile(r":([a-zA-Z][\w.+:-]{0,40}):`([^`<>]*)(?:<([^`<>]*)>)?`")
+_RST_JOIN: Final = re.compile(r"(?<=`)\\ |\\ (?=`)")
 _RST_LINK: Final = re.compile(r"`([^`<>]*)(?:<[^`<>]*>)?`__?(?!\w)")
 
 _CODE: Final = re.compile(r"(`{1,2})([^`]+)\1(?!`)")
 _HASH: Final = r"(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{7,40}"
 _HASH_CODE: Final = re.compile(_HASH)
 _BARE_HASH: Final = re.compile(r"(?<![\w/#.-])" + _HASH + r"(?![\w/.-]):?")
-_RST_NAME: Final = re.compile(r"[!~](\.?[A-Za-z_][\w.]*(?:\(\))?)")
+_RST_NAME: Final = re.compile(r"[!~]\.?([A-Za-z_][\w.]*(?:\(\))?)")
 _ESCAPE: Final = re.compile(r"\\([\\`*_{}\[\]()#+\-.!~<>|&$:@])")
 
-_HANDLE_LINK: Final = re.compile(r"\[@?([\w-]{1,39})(?:\\?\[bot\\?\])?\]\(https?://github\.com/(?:apps/)?\1/?\)")
+_HANDLE_LINK: Final = re.compile(
+    r"\[@?([\w-]{1,39})(?:\\?\[bot\\?\])?\]\(https?://github\.com/(?:apps/)?\1/?\)"
+)
 # The lookbehind keeps an escaped bracket from starting a link, and with it the time linear.
 _LINK: Final = re.compile(
     r"!?(?<!\\)\[((?:[^\[\]\\]|\\.)*)\]"
-    r"(?:\((?:<[^<>\n]*>|[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)(?:\s+\"[^\"\n]*\")?\)|\[\])"
+    r"\((?:<[^<>\n]*>|[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)(?:\s+\"[^\"\n]*\")?\)"
 )
 _AUTOLINK: Final = re.compile(r"<((?:https?|mailto|ftp):[^<>\s]*)>")
 _ISSUE_URL: Final = re.compile(
@@ -99,17 +104,23 @@ def plain_text(text: str) -> str:
     return _revealed(_tidy(_unmarked(text)))
 
 
-def embedding_text(repository: str, chunk: Chunk) -> str:
-    """What is embedded for a chunk: the repository's short name, its headings and its words.
-
-    Headings that are a version or a date say nothing about the text; addresses, hashes, handles and issue
-    numbers mean nothing to a language model. Never empty; a chunk without a word keeps its signs.
-    """
-    words = _unmarked(chunk.text)
+def bare_words(text: str) -> str:
+    """`plain_text` without what means nothing to a language model: addresses, handles, issue numbers, emoji."""
+    words = _unmarked(text)
     for boilerplate in (_URL, _HANDLE, _ISSUE, _PICTURE):
         words = boilerplate.sub(" ", words)
-    words = _DOUBLED.sub(r"\1", _STUB.sub("", _tidy(words)))
-    words = _revealed(words) if any(map(str.isalnum, words)) else plain_text(chunk.text) or chunk.text.strip()
+    return _revealed(_DOUBLED.sub(r"\1", _STUB.sub("", _tidy(words))))
+
+
+def embedding_text(repository: str, chunk: Chunk) -> str:
+    """What is embedded for a chunk: the repository's short name, its headings and its bare words.
+
+    Headings that are a version or a date say nothing about the text. Never empty; a chunk without words keeps
+    its signs.
+    """
+    words = bare_words(chunk.text)
+    if not any(map(str.isalnum, words)):
+        words = plain_text(chunk.text) or chunk.text.strip()
     headings = [heading for heading in chunk.headings if not _VERSION_HEADING.fullmatch(heading)]
     return ": ".join([repository.rsplit("/", 1)[-1], *headings, words])
 
@@ -117,35 +128,10 @@ def embedding_text(repository: str, chunk: Chunk) -> str:
 def _unmarked(text: str) -> str:
     """The text on one line and without markup; special characters of code and escapes are still hidden."""
     text = _without_comments(text)
-    for pattern, replacement in _LINE_MARKUP:
-        text = pattern.sub(replacement, text)
-    text = _RST_LINK.sub(r"\1", _RST_ROLE.sub(_role, text))
-    text = _ESCAPE.sub(_escaped, _CODE.sub(_code, text))
-    text = _LINK.sub(r"\1", _LINK.sub(r"\1", _HANDLE_LINK.sub(r"@\1", text)))
-    for pattern, replacement in _INLINE_MARKUP:
-        text = pattern.sub(replacement, text)
-    text = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
-    return _EMPTY.sub("", _EMPTY.sub("", " ".join(text.split())))
-
-
-_LINE_MARKUP: Final = (
-    (_FENCE, ""),
-    (_RST_TARGET, ""),
-    (_RST_DIRECTIVE, r"\1\2:"),
-    (_RST_LITERAL, ":"),
-    (_DEFINITION, ""),
-    (_RULE, ""),
-    (_LEADING, ""),
-)
-_INLINE_MARKUP: Final = (
-    (_AUTOLINK, r"\1"),
-    (_ISSUE_URL, r"#\1"),
-    (_COMMIT_URL, ""),
-    (_TAG, " "),
-    (_EMPHASIS, ""),
-    (_UNDERLINED, r"\1"),
-    (_BARE_HASH, ""),
-)
+    for trigger, pattern, replacement in _STEPS:
+        if trigger in text:
+            text = pattern.sub(replacement, text)
+    return _without_empty(" ".join(text.split()))
 
 
 def _without_comments(text: str) -> str:
@@ -179,11 +165,54 @@ def _escaped(match: re.Match[str]) -> str:
     return match[1].translate(_HIDE)
 
 
+def _entity(match: re.Match[str]) -> str:
+    return html.unescape(match.group())
+
+
 def _tidy(text: str) -> str:
     """The text without what dropped markup leaves behind: empty brackets, cell borders, gaps."""
-    text = _EMPTY.sub("", _EMPTY.sub("", _CELL.sub(" ", text)))
-    return _SPACED.sub(r"\1", " ".join(text.split()))
+    if "|" in text:
+        text = _CELL.sub(" ", text)
+    return _SPACED.sub(r"\1", " ".join(_without_empty(text).split()))
+
+
+def _without_empty(text: str) -> str:
+    """The text without brackets that hold nothing, also where they hold only such brackets."""
+    if "[" not in text and "(" not in text:
+        return text
+    return _EMPTY.sub("", _EMPTY.sub("", text))
 
 
 def _revealed(text: str) -> str:
     return text.translate(_SHOW)
+
+
+# In this order. A step is tried only where its trigger occurs: most texts have little markup.
+_STEPS: Final[tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
+    ("```", _FENCE, ""),
+    ("~~~", _FENCE, ""),
+    ("_", _RST_TARGET, ""),
+    (")=", _RST_TARGET, ""),
+    (".. ", _RST_DIRECTIVE, r"\1\2:"),
+    ("::", _RST_LITERAL, ":"),
+    ("]:", _DEFINITION, ""),
+    ("\n", _RULE, ""),
+    ("", _LEADING, ""),
+    (":`", _RST_ROLE, _role),
+    ("`_", _RST_LINK, r"\1"),
+    ("\\ ", _RST_JOIN, ""),
+    ("`", _CODE, _code),
+    ("\\", _ESCAPE, _escaped),
+    ("](", _HANDLE_LINK, r"@\1"),
+    ("](", _LINK, r"\1"),
+    ("](", _LINK, r"\1"),
+    ("<", _AUTOLINK, r"\1"),
+    ("://", _ISSUE_URL, r"#\1"),
+    ("://", _COMMIT_URL, ""),
+    ("<", _TAG, " "),
+    ("*", _EMPHASIS, ""),
+    ("~~", _EMPHASIS, ""),
+    ("_", _UNDERLINED, r"\1"),
+    ("", _BARE_HASH, ""),
+    ("&", _ENTITY, _entity),
+)

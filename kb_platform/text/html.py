@@ -50,9 +50,7 @@ class _Reader:
         if name in {"details", "br"}:
             if name == "details":
                 self._report(match.start())
-                self.found.append(
-                    Block(Shape.UNFOLD if closing else Shape.FOLD, match.start(), match.end())
-                )
+                self.found.append(Block(Shape.UNFOLD if closing else Shape.FOLD, match.start(), match.end()))
                 self.since = match.end()
             return match.end()
         level = SUMMARY_LEVEL if name == "summary" else int(name[1]) if re.fullmatch("h[1-6]", name) else 0

@@ -1,4 +1,7 @@
-"""The kinds of change that a release note reports."""
+"""The kinds of change that a release note reports.
+
+Belongs here: the kinds and their order. Does not belong here: how a kind is recognised (`labelling`).
+"""
 
 from __future__ import annotations
 

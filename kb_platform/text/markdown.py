@@ -29,6 +29,10 @@ _BOLD_LINE: Final = re.compile(
     r"(?:\*\*([^*\n]{1,80})\*\*|__([^_\n]{1,80})__|<(?:b|strong)>([^<>\n]{1,80})</(?:b|strong)>):?\s*"
 )
 _SENTENCE_END: Final = (".", "!", "?", ",", ";")
+# These introduce a remark about what stands before it.
+_NOTICES: Final = frozenset(
+    {"note", "notes", "please note", "warning", "important", "caution", "tip", "attention"}
+)
 _TARGET: Final = re.compile(r"\([\w.-]+\)=")
 # "text\n---" makes the text a heading; real ones are short, and prose above a rule is not one.
 _MAX_SETEXT_TITLE: Final = 100
@@ -86,7 +90,7 @@ class _Reader:
             case "heading_open":
                 found.extend(self._heading(token))
             case "paragraph_open":
-                found.append(self._paragraph(token))
+                found.extend(self._paragraph(token))
             case "list_item_open":
                 found.append(self._item(token))
             case "fence" | "code_block":
@@ -121,15 +125,19 @@ class _Reader:
             ]
         return [Block(Shape.HEADING, start, end, int(token.tag[1:]), plain_text(inline))]
 
-    def _paragraph(self, token: Token) -> Block:
+    def _paragraph(self, token: Token) -> list[Block]:
         start, end = self._span(token)
         self._until("paragraph_close")
         text = self.body[start:end]
-        if title := bold_title(text):
-            return Block(Shape.HEADING, start, end, BOLD_LEVEL, title)
         if _TARGET.fullmatch(text):
-            return Block(Shape.MARKUP, start, end)
-        return Block(Shape.PARAGRAPH, start, end)
+            return [Block(Shape.MARKUP, start, end)]
+        first = text.splitlines()[0] if text else ""
+        title = bold_title(first)
+        if not title:
+            return [Block(Shape.PARAGRAPH, start, end)]
+        heading = Block(Shape.HEADING, start, start + len(first.rstrip()), BOLD_LEVEL, title)
+        rest = self.lines.trimmed(heading.end, end)
+        return [heading, Block(Shape.PARAGRAPH, *rest)] if rest[0] < rest[1] else [heading]
 
     def _item(self, token: Token) -> Block:
         start, end = self._span(token)
@@ -140,10 +148,11 @@ class _Reader:
         return Block(Shape.ITEM, start, end, children=children)
 
 
-def bold_title(text: str) -> str:
-    """The title of a paragraph that is one bold line and reads as a heading; else empty."""
-    match = _BOLD_LINE.fullmatch(text)
+def bold_title(line: str) -> str:
+    """The title that a line in bold gives to what follows it; empty when the line is no heading."""
+    match = _BOLD_LINE.fullmatch(line)
     if not match:
         return ""
     title = (match[1] or match[2] or match[3]).strip()
-    return "" if title.endswith(_SENTENCE_END) else plain_text(title).rstrip(":")
+    is_prose = title.endswith(_SENTENCE_END) or title.rstrip(":").lower() in _NOTICES
+    return "" if is_prose else plain_text(title).rstrip(":")

@@ -30,9 +30,10 @@ class References:
 
 
 _GITHUB: Final = r"https?://(?:www\.)?github\.com/"
-# Alternatives in the order in which they claim a position. A link "[#12](…/pull/12)" counts as "#12".
+# Alternatives in the order in which they claim a position. A link whose text is "#12" counts as "#12".
 _ISSUE: Final = re.compile(
     r"\[#(?P<linked>\d{1,7})\]\([^()\s]*\)"
+    r"|`#(?P<sphinx>\d{1,7}) <[^<>`]*>`_"
     rf"|{_GITHUB}(?P<place>[\w.-]{{1,39}}/[\w.-]{{1,100}})/(?:issues|pull|discussions)/(?P<path>\d{{1,7}})(?!\d)"
     r"|:(?:issue|pr|pull|ticket|gh):`#?(?P<role>\d{1,7})`"
     r"|(?<![\w/.@-])(?P<named>[A-Za-z0-9][\w.-]{0,38}/[\w.-]{1,100})#(?P<number>\d{1,7})(?!\w)"
@@ -57,7 +58,18 @@ _AUTHOR: Final = re.compile(
     r"|(?<![\w/@.`\\:-])@(?P<handle>[A-Za-z0-9][A-Za-z0-9-]{0,38})(?![\w(=]|-\w|[/.:]\w)"
 )
 _NOT_PEOPLE: Final = frozenset(
-    {"about", "apps", "enterprise", "features", "marketplace", "orgs", "pricing", "security", "sponsors", "topics"}
+    {
+        "about",
+        "apps",
+        "enterprise",
+        "features",
+        "marketplace",
+        "orgs",
+        "pricing",
+        "security",
+        "sponsors",
+        "topics",
+    }
 )
 
 
@@ -74,8 +86,12 @@ def find_references(text: str) -> References:
 
 def _issues(text: str) -> Iterator[str]:
     for match in _ISSUE.finditer(text):
-        number = match["linked"] or match["role"] or match["bare"]
-        yield f"#{number}" if number else f"{match['place'] or match['named']}#{match['path'] or match['number']}"
+        number = match["linked"] or match["sphinx"] or match["role"] or match["bare"]
+        yield (
+            f"#{number}"
+            if number
+            else f"{match['place'] or match['named']}#{match['path'] or match['number']}"
+        )
 
 
 def _advisories(text: str) -> Iterator[str]:

@@ -262,6 +262,10 @@ class Tags:
         self.main = self._main(counts, self._name)
         self.width = self._width()
 
+    def has(self, text: str) -> bool:
+        """Whether `text` is one of the tags that are versions, in any case."""
+        return text.casefold() in self._folded
+
     def resolve(self, text: str) -> Version | None:
         """The release that `text` means, or None. The tag itself comes first, then a version equal to it
         (of the named package, else of the main one, else of the only package that has it), then, for

@@ -39,7 +39,7 @@ CREATE FUNCTION kb.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'the release log is append-only' USING HINT = 'append an observation instead';
 END $$;
-CREATE TRIGGER append_only BEFORE UPDATE ON kb.observation
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON kb.observation
     FOR EACH STATEMENT EXECUTE FUNCTION kb.refuse_change();
 
 CREATE TABLE kb.quarantined_record (

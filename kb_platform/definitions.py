@@ -1,0 +1,107 @@
+"""The composition root: everything Dagster knows of kb-platform, put together.
+
+`defs` is what `dagster` and `dg` load; tests and the command line build their own with `build_defs`. Importing this
+module opens no database, starts no server and loads no model: resources do that, in the process that needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from assets.chunks import chunks
+from assets.embeddings import embeddings
+from assets.external import external_assets
+from assets.jobs import jobs
+from assets.placement import executor
+from assets.raw_releases import raw_releases
+from assets.refresh import RefreshResult, refresh
+from assets.release_index import release_index
+from assets.whole_base import whole_base_checks
+from kb_platform.progress import Progress
+from kb_platform.settings import Settings, load_settings
+from kb_platform.store.database import Database
+from resources.database import DatabaseResource
+from resources.embedding import Configured, ConfiguredModelResource, EmbedderLoaderResource, Loader
+from resources.progress import ProgressResource
+from resources.settings import SettingsResource
+from sensors.automation import automation_sensor
+from sensors.nightly import nightly_checks
+from sensors.staleness import stale_index_sensor
+
+
+def build_defs(
+    *,
+    settings: Settings | None = None,
+    database: Database | None = None,
+    load_embedder: Loader | None = None,
+    configured_model: Configured | None = None,
+    progress: Progress | None = None,
+) -> dg.Definitions:
+    """All definitions; what is given takes the place of what the settings say.
+
+    `settings`: those of the environment by default. They decide placement, the executor and whether sensors start
+    switched on; the processes that run steps read their own. Raises SettingsError.
+    """
+    chosen = settings or load_settings()
+    return dg.Definitions(
+        assets=[
+            *external_assets(),
+            raw_releases(chosen),
+            chunks(chosen),
+            embeddings(chosen),
+            release_index(chosen),
+        ],
+        asset_checks=whole_base_checks(),
+        jobs=jobs(),
+        sensors=[stale_index_sensor(chosen, database), automation_sensor(chosen)],
+        schedules=[nightly_checks(chosen)],
+        resources=_resources(settings, database, load_embedder, configured_model, progress),
+        executor=executor(chosen),
+    )
+
+
+def refresh_in_process(
+    repositories: Sequence[str] | None = None,
+    *,
+    instance: dg.DagsterInstance,
+    database: Database,
+    settings: Settings | None = None,
+    load_embedder: Loader | None = None,
+    configured_model: Configured | None = None,
+    progress: Progress | None = None,
+) -> RefreshResult:
+    """Bring stale repositories (of these, or all) up to date in this process; the runs are recorded in `instance`.
+
+    Raises NotKnown for a repository that is not in the log; what fails in a run is in the result.
+    """
+    defs = build_defs(
+        settings=settings,
+        database=database,
+        load_embedder=load_embedder,
+        configured_model=configured_model,
+        progress=progress,
+    )
+    return refresh(defs, database, instance, repositories)
+
+
+def _resources(
+    settings: Settings | None,
+    database: Database | None,
+    load_embedder: Loader | None,
+    configured_model: Configured | None,
+    progress: Progress | None,
+) -> Mapping[str, Any]:
+    read: Any = settings or SettingsResource()
+    return {
+        "settings": read,
+        "database": database or DatabaseResource(settings=read),
+        "load_embedder": load_embedder or EmbedderLoaderResource(settings=read),
+        "configured_model": configured_model or ConfiguredModelResource(settings=read),
+        "progress": progress or ProgressResource(),
+    }
+
+
+defs = build_defs()

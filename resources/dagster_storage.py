@@ -1,0 +1,82 @@
+"""Where Dagster keeps its history: PostgreSQL, found through kb-platform's settings.
+
+`dagster.yaml` names `KnowledgeBaseStorage` without any configuration, so one file serves every home folder and every
+cluster, and no password stands in it. Does not belong here: what kb-platform itself stores (`kb_platform.store`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import yaml
+from dagster._config.config_schema import UserConfigSchema
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres import DagsterPostgresStorage
+
+from kb_platform.home import dagster_database_url, dagster_home, database_url
+from kb_platform.settings import Settings, load_settings
+from kb_platform.store.new_database import ensure_database
+
+
+class KnowledgeBaseStorage(DagsterPostgresStorage):
+    """Dagster's runs, events and schedules in the PostgreSQL that the settings name.
+
+    Every process that makes a Dagster instance (webserver, daemon, code server, run) makes one of these; where no
+    server is given it starts the embedded one, or joins it, and holds it until the process ends.
+    """
+
+    @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """Nothing: all of it is in the settings."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> KnowledgeBaseStorage:
+        """Raises SettingsError, DatabaseUnavailable."""
+        del config_value
+        settings = load_settings()
+        url = dagster_database_url(settings)
+        if settings.database_url is not None or settings.dagster_database_url is not None:
+            ensure_database(url, through=database_url(settings))
+        return cls(postgres_url=_with_driver(url), inst_data=inst_data)
+
+    @property
+    def event_storage_data(self) -> ConfigurableClassData | None:
+        """How another process makes the event log alone."""
+        return self._part("LegacyEventLogStorage")
+
+    @property
+    def run_storage_data(self) -> ConfigurableClassData | None:
+        """How another process makes the run storage alone."""
+        return self._part("LegacyRunStorage")
+
+    @property
+    def schedule_storage_data(self) -> ConfigurableClassData | None:
+        """How another process makes the schedule storage alone."""
+        return self._part("LegacyScheduleStorage")
+
+    def _part(self, name: str) -> ConfigurableClassData | None:
+        """dagster-postgres would hand on a configuration without a URL; these wrappers make the whole storage anew."""
+        whole = self.inst_data
+        if whole is None:
+            return None
+        described = {
+            "module_name": whole.module_name,
+            "class_name": whole.class_name,
+            "config_yaml": whole.config_yaml,
+        }
+        return ConfigurableClassData("dagster._core.storage.legacy_storage", name, yaml.dump(described))
+
+
+def open_instance(settings: Settings) -> dg.DagsterInstance:
+    """The Dagster instance of a home folder, for use as a context manager."""
+    return dg.DagsterInstance.from_config(str(dagster_home(settings)))
+
+
+def _with_driver(url: str) -> str:
+    # SQLAlchemy knows no postgres://, which libpq and many hosting companies write.
+    return url.replace("postgres://", "postgresql://", 1)

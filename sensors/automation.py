@@ -1,0 +1,21 @@
+"""The sensor that evaluates the assets' automation conditions."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets.jobs import STAGES
+from kb_platform.settings import Settings
+from sensors.status import default_sensor_status
+
+
+def automation_sensor(settings: Settings) -> dg.AutomationConditionSensorDefinition:
+    """Materialises what its upstream assets' news ask for, by the conditions in `assets.automation`."""
+    return dg.AutomationConditionSensorDefinition(
+        "automation",
+        target=dg.AssetSelection.assets(*STAGES),
+        default_status=default_sensor_status(settings),
+        minimum_interval_seconds=30,
+        description="New raw releases flow to the index: whatever is materialised upstream is followed downstream, "
+        "repository by repository.",
+    )
