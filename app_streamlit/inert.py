@@ -28,14 +28,15 @@ _UNSEEN: Final = re.compile(
     "\U000e0000-\U000e007f\ud800-\udfff]"
 )
 _SIGN: Final = re.compile(r"([!-/:-@\[-`{-~])")
-_LATER: Final = (
-    # `:name:`, `:material/name:` and `:material_name:` turn into pictures.
-    re.compile(r":(?=[\w+-]{1,64}:|material[/_])"),
-    # Addresses and e-mail addresses turn into links, `www.` too.
-    re.compile(r"(?i)\bhttps?(?=://)|\bwww(?=\.)"),
-    re.compile(r"[\w.+-](?=@[\w-])"),
+_BACKSLASH: Final = r"\\\1"
+# `:name:`, `:material/name:` and `:material_name:` turn into pictures, in links too.
+_PICTURE: Final = re.compile(r":(?=[\w+-]{1,64}:|material[/_])")
+_OUTSIDE_LINKS: Final = (
+    # Addresses and e-mail addresses turn into links; `left-pad@1.3.0` is none and stays as it is, to be copied.
+    re.compile(r"(?i)https?(?=://)|www(?=\.)"),
+    re.compile(r"[\w.+-](?=@[\w-]++(?:\.[\w-]++)++(?<![\d_-]))"),
     # Arrows and comparisons between blanks turn into other characters; copied options would no longer work.
-    re.compile(r"(?<![^\s])(?:<-(?=>(?!\S))|[-<>~](?=[-=>](?!\S)))"),
+    re.compile(r"(?<!\S)(?:<-(?=>(?!\S))|[-<>~](?=[-=>](?!\S)))"),
 )
 
 
@@ -51,9 +52,9 @@ def escape(text: str) -> str:
     \*not bold\* \:red\[no\] \!\[x\]\(y\)
     """
     text = " ".join(visible(text).split())
-    for pattern in _LATER:
-        text = pattern.sub(lambda match: match[0] + JOINER, text)
-    return _SIGN.sub(r"\\\1", text)
+    for pattern in (_PICTURE, *_OUTSIDE_LINKS):
+        text = pattern.sub(_parted, text)
+    return _SIGN.sub(_BACKSLASH, text)
 
 
 def label(text: str) -> str:
@@ -86,7 +87,7 @@ def link(text: str, address: str) -> str:
     found = clickable(address)
     if found is not None:
         beside = "" if found.host in HOME_HOSTS else f" \\({escape(found.host)}\\)"
-        return f"[{text or escape(address)}](<{_target(found.url)}>){beside}"
+        return f"[{text}](<{_target(found.url)}>){beside}" if text else bare_link(address)
     if re.match(r"(?i)(?:https?:)?//", address):
         shown = code(spelled_out(visible(address)))
         return f"{text} {shown}" if text else shown
@@ -96,7 +97,9 @@ def link(text: str, address: str) -> str:
 def bare_link(address: str) -> str:
     """Markdown for an address that stands in a text by itself."""
     found = clickable(address)
-    return f"[{escape(address)}](<{_target(found.url)}>)" if found else code(spelled_out(visible(address)))
+    if found is None:
+        return code(spelled_out(visible(address)))
+    return f"[{_SIGN.sub(_BACKSLASH, _PICTURE.sub(_parted, address))}](<{_target(found.url)}>)"
 
 
 def inline(text: str) -> str:
@@ -106,6 +109,10 @@ def inline(text: str) -> str:
     Takes time linear in the text.
     """
     return _Inline(" ".join(visible(text).split())).read()
+
+
+def _parted(match: re.Match[str]) -> str:
+    return match[0] + JOINER
 
 
 def _target(url: str) -> str:
@@ -125,18 +132,20 @@ _LINK: Final = re.compile(
 _RST_LINK: Final = re.compile(r"`(?P<text>[^`<>]{1,300}+)<(?P<address>[^`<>\s]{1,2000}+)>`__?(?!\w)")
 _RST_ROLE: Final = re.compile(r":[a-z][\w.+:-]{0,40}:(?=`[^`])")
 _BARE: Final = re.compile(r"(?i)(?:https?://|www\.)[^\s<>\"`\[\]{}|^]{1,2000}+")
-_TAG: Final = re.compile(r"<(?P<close>/)?(?P<name>[a-zA-Z][a-zA-Z0-9-]{0,20})(?P<rest>(?:[\s/][^<>]{0,2000}+)?)>")
+_TAG: Final = re.compile(
+    r"<(?P<close>/)?(?P<name>[a-zA-Z][a-zA-Z0-9-]{0,20})(?P<rest>(?:[\s/][^<>]{0,2000}+)?)>"
+)
 _ALT: Final = re.compile(r"""(?i)\balt\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 _ENTITY: Final = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});")
 _EMPHASIS: Final = re.compile(
     r"(?P<mark>\*\*|__)(?=\S)(?P<bold>(?:(?!(?P=mark)).){1,300}+)(?<=\S)(?P=mark)(?![\w*])"
     r"|(?P<thin>[*_])(?=[^\s*_])(?P<italic>[^*_]{1,300}+)(?<=\S)(?P=thin)(?![\w*_])"
 )
-_ARRANGING: Final = frozenset(
-    "a abbr b blockquote br center code dd del details div dl dt em font h1 h2 h3 h4 h5 h6 hr i img ins kbd li ol p picture "
-    "pre q s small source span strong sub summary sup table tbody td tfoot th thead tr tt u ul".split()
+_ARRANGING: Final = re.compile(
+    r"(?i)a|abbr|b|blockquote|br|center|code|dd|del|details|div|dl|dt|em|font|h[1-6]|hr|i|img|ins|kbd|li|ol|p|picture|pre|q|s"
+    r"|small|source|span|strong|sub|summary|sup|table|tbody|td|tfoot|th|thead|tr|tt|u|ul"
 )
-_SPECIAL: Final = re.compile(r"[\\`!\[<&*_:]|(?i:\bhttps?://|\bwww\.)")
+_SPECIAL: Final = re.compile(r"[\\`!\[<&*_:]|(?i:https?://|www\.)")
 
 
 class _Inline:
@@ -168,23 +177,18 @@ class _Inline:
 
     def _special(self, sign: str) -> bool:
         """Act on what begins here; False when it is only a character."""
-        match sign:
-            case "\\":
-                return self._escaped()
-            case "`":
-                return self._rst_link() or self._code()
-            case "[" | "!":
-                return self._link()
-            case "<":
-                return self._comment() or self._tag()
-            case "&":
-                return self._entity()
-            case ":":
-                return self._skip(_RST_ROLE)
-            case "*" | "_":
-                return self._emphasis()
-            case _:
-                return self._bare()
+        actions = {
+            "\\": self._escaped,
+            "`": self._code,
+            "[": self._link,
+            "!": self._link,
+            "<": self._tag,
+            "&": self._entity,
+            ":": self._role,
+            "*": self._emphasis,
+            "_": self._emphasis,
+        }
+        return actions.get(sign, self._bare)()
 
     def _flush(self) -> None:
         text = "".join(self.plain)
@@ -196,6 +200,9 @@ class _Inline:
 
     def _write(self, markdown: str, until: int) -> bool:
         self._flush()
+        # Two code spans that touch would be read as one, and what was code could come out as Markdown.
+        if markdown.startswith("`") and self.written and self.written[-1].endswith("`"):
+            self.written.append(JOINER)
         self.written.append(markdown)
         self.at = until
         return True
@@ -203,8 +210,8 @@ class _Inline:
     def _within(self, text: str) -> str:
         return _Inline(text, self.depth + 1).read() if self.depth < _DEEPEST else escape(text)
 
-    def _skip(self, pattern: re.Pattern[str]) -> bool:
-        if match := pattern.match(self.text, self.at):
+    def _role(self) -> bool:
+        if match := _RST_ROLE.match(self.text, self.at):
             self.at = match.end()
         return match is not None
 
@@ -217,6 +224,8 @@ class _Inline:
         return True
 
     def _code(self) -> bool:
+        if self._rst_link():
+            return True
         run = _CODE_RUN.match(self.text, self.at)
         if run is None:
             return False
@@ -260,13 +269,20 @@ class _Inline:
         return True
 
     def _tag(self) -> bool:
+        if self._comment():
+            return True
         close = self.text.find(">", self.at, self.at + 2_010)
         address = self.text[self.at + 1 : close] if close > 0 else ""
         if re.match(r"(?i)https?://\S+$", address):
             return self._write(bare_link(address), close + 1)
         match = _TAG.match(self.text, self.at)
-        if match is None or match["name"].lower() not in _ARRANGING:
+        if match is None:
             return False
+        if not _ARRANGING.fullmatch(match["name"]):
+            # As it is written, and nothing in it is a link.
+            self.plain.append(match[0])
+            self.at = match.end()
+            return True
         if match["name"].lower() == "img" and (alt := _ALT.search(match["rest"])):
             self.plain.append(html.unescape(alt[1] or alt[2] or ""))
         elif match["name"].lower() in ("br", "li", "p", "div", "tr", "td", "summary"):
@@ -284,11 +300,14 @@ class _Inline:
 
     def _emphasis(self) -> bool:
         before = self.text[self.at - 1 : self.at]
-        match = None if before and (before.isalnum() or before in "*_") else _EMPHASIS.match(self.text, self.at)
+        match = (
+            None if before and (before.isalnum() or before in "*_") else _EMPHASIS.match(self.text, self.at)
+        )
         if match is None:
             return False
         mark, text = ("**", match["bold"]) if match["bold"] else ("*", match["italic"])
-        return self._write(f"{mark}{self._within(text)}{mark}", match.end())
+        within = self._within(text)
+        return self._write(f"{mark}{within}{mark}" if within else "", match.end())
 
     def _bare(self) -> bool:
         match = _BARE.match(self.text, self.at)

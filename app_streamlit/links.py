@@ -59,7 +59,7 @@ def spelled_out(address: str) -> str:
     """The address with a host in another script written in punycode, so that look-alikes show.
 
     >>> spelled_out("https://gith\u0443b.com/acme")
-    'https://xn--githb-n7f.com/acme'
+    'https://xn--githb-hze.com/acme'
     """
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*:)?//([^/?#\\\s]*)", address)
     if found is None or found[2].isascii():

@@ -63,7 +63,9 @@ def ranges(
 
 
 def range_tags(keys: dg.PartitionKeyRange) -> dict[str, str]:
-    """The run tags by which a run takes a range of partitions."""
+    """The run tags by which a run takes a range of partitions, or the one that it consists of."""
+    if keys.start == keys.end:
+        return {PARTITION_TAG: keys.start}
     return {RANGE_START_TAG: keys.start, RANGE_END_TAG: keys.end}
 
 

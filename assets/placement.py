@@ -26,27 +26,18 @@ KEPT_AFTER_END_S = 3600
 
 def on_cpu(settings: Settings) -> dict[str, Any]:
     """Op tags of a step that needs no GPU."""
-    return {
-        K8S_TAG: _config(
-            settings.gpu_node_label, settings.cpu_node_value, CPU_DEADLINE_S, "500m", "1Gi", {}, []
-        )
-    }
+    resources = {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}}
+    return {K8S_TAG: _config(settings, settings.cpu_node_value, CPU_DEADLINE_S, resources, [])}
 
 
 def on_gpu(settings: Settings) -> dict[str, Any]:
     """Op tags of a step that needs a GPU: the GPU nodes, past their taint, with one GPU of its own."""
-    toleration = {"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}
-    return {
-        K8S_TAG: _config(
-            settings.gpu_node_label,
-            settings.gpu_node_value,
-            GPU_DEADLINE_S,
-            "2",
-            "6Gi",
-            {GPU_RESOURCE: "1"},
-            [toleration],
-        )
+    resources = {
+        "requests": {"cpu": "2", "memory": "6Gi"},
+        "limits": {GPU_RESOURCE: "1", "memory": "12Gi"},
     }
+    toleration = {"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}
+    return {K8S_TAG: _config(settings, settings.gpu_node_value, GPU_DEADLINE_S, resources, [toleration])}
 
 
 def executor(settings: Settings) -> dg.ExecutorDefinition:
@@ -66,18 +57,17 @@ def executor(settings: Settings) -> dg.ExecutorDefinition:
 
 
 def _config(
-    label: str,
-    value: str,
+    settings: Settings,
+    node_value: str,
     deadline_s: int,
-    cpu: str,
-    memory: str,
-    limits: dict[str, str],
+    resources: dict[str, dict[str, str]],
     tolerations: list[dict[str, str]],
 ) -> dict[str, Any]:
     return {
-        "container_config": {"resources": {"requests": {"cpu": cpu, "memory": memory}, "limits": limits}},
+        # Requests and limits together, or a limit of the run's own pod, which is merged in, would cut the request.
+        "container_config": {"resources": resources},
         "pod_spec_config": {
-            "node_selector": {label: value},
+            "node_selector": {settings.gpu_node_label: node_value},
             "tolerations": tolerations,
             # A Service named kb would put KB_PORT=tcp://… into the environment, which is a setting.
             "enable_service_links": False,

@@ -121,12 +121,9 @@ def _asked_for(database: Database, work: Work, repositories: Sequence[str] | Non
 def _execute(
     job: dg.JobDefinition, instance: dg.DagsterInstance, keys: dg.PartitionKeyRange, fingerprint: str
 ) -> dg.ExecuteInProcessResult:
-    one = keys.start if keys.start == keys.end else None
-    tags = {PROCESS_TAG: _this_process(), WORK_TAG: fingerprint}
     return job.execute_in_process(
         instance=instance,
-        partition_key=one,
-        tags=tags if one is not None else tags | range_tags(keys),
+        tags={PROCESS_TAG: _this_process(), WORK_TAG: fingerprint} | range_tags(keys),
         raise_on_error=False,
         # The log is in the instance, and the command line says what went wrong in its own words.
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},

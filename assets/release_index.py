@@ -199,6 +199,8 @@ def _promotion_gate(completed: Completed) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         check_name="promotion_gate",
         passed=not refused,
+        # People go on with the version that is served; where there is none, the run has failed before this.
+        severity=dg.AssetCheckSeverity.WARN,
         description="; ".join(refused)
         or (f"version {examined} passed" if examined else "no version waits for its promotion"),
         metadata={

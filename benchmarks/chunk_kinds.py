@@ -7,7 +7,7 @@ maintainers declared serves instead:
 
 1. kinds that a heading declares ("Bug fixes") against those seen in the item's words alone;
 2. kinds that an explicit prefix declares (`feat:`, `[BUGFIX]`) against those seen in the words after it;
-3. the reverse of 2: kinds that a prefix declares against those of the headings above the item;
+3. kinds that an explicit prefix declares against those of the headings above the item;
 4. for each question "which releases between A and B list breaking changes", the releases with a chunk of kind
    breaking against the expected set, exactly.
 
@@ -31,7 +31,8 @@ from kb_platform.text.section_kinds import Weight, kind_of_headings
 from kb_platform.text.versions import VersionRange, parse_version
 
 HALVES = ("tuned", "held out")
-Table = Counter[tuple[Kind, Kind]]
+SILENT = "silent"
+Table = Counter[tuple[str, str]]
 
 
 def releases(data: Path) -> Iterator[tuple[str, str, bool, str]]:
@@ -45,19 +46,32 @@ def releases(data: Path) -> Iterator[tuple[str, str, bool, str]]:
 
 
 def show(title: str, table: Table) -> None:
-    """Print a table of counts: rows are declared kinds, columns are seen kinds."""
+    """Print a table of counts: rows are declared kinds, columns are seen kinds ("silent": none is seen)."""
     total = table.total()
-    right = sum(count for (declared, seen), count in table.items() if declared is seen)
-    print(f"\n{title}: {total:,} items, {right / max(total, 1):.1%} agree")
-    kinds = [kind for kind in Kind if any(kind in pair for pair in table)]
-    print(f"{'declared':>12} " + "".join(f"{kind[:8]:>9}" for kind in kinds) + f"{'recall':>9}{'precis.':>9}")
-    for declared in kinds:
-        row = [table[declared, seen] for seen in kinds]
-        column = sum(table[other, declared] for other in kinds)
+    right = sum(count for (declared, seen), count in table.items() if declared == seen)
+    spoken = sum(count for (_, seen), count in table.items() if seen != SILENT)
+    print(
+        f"\n{title}: {total:,} items; of the {spoken / max(total, 1):.0%} that speak, "
+        f"{right / max(spoken, 1):.1%} agree"
+    )
+    seen_kinds = [*Kind, SILENT]
+    print(
+        f"{'declared':>12} "
+        + "".join(f"{kind[:8]:>9}" for kind in seen_kinds)
+        + f"{'recall':>9}{'precis.':>9}"
+    )
+    for declared in Kind:
+        row = [table[declared, seen] for seen in seen_kinds]
+        if not sum(row):
+            continue
+        column = sum(table[other, declared] for other in Kind)
         hits = table[declared, declared]
-        recall = f"{hits / sum(row):.3f}" if sum(row) else "–"
         precision = f"{hits / column:.3f}" if column else "–"
-        print(f"{declared:>12} " + "".join(f"{count:>9,}" for count in row) + f"{recall:>9}{precision:>9}")
+        print(
+            f"{declared:>12} "
+            + "".join(f"{count:>9,}" for count in row)
+            + f"{hits / sum(row):>9.3f}{precision:>9}"
+        )
 
 
 def breaking_sets(data: Path, breaking: dict[str, set[str]], stable: dict[str, list[str]]) -> None:
@@ -112,13 +126,13 @@ def main() -> int:
                 continue
             half = half_of[repository]
             beginning = Beginning(chunk.text)
-            words = kind_of_words(beginning.words) or Kind.OTHER
+            words = kind_of_words(beginning.words) or SILENT
             heading, weight = kind_of_headings(chunk.headings)
             if heading and weight is Weight.STRONG:
                 tables[half, "1. headings against words"][heading, words] += 1
             if beginning.prefix:
                 tables[half, "2. prefixes against words"][beginning.prefix, words] += 1
-                tables[half, "3. prefixes against headings"][beginning.prefix, heading or Kind.OTHER] += 1
+                tables[half, "3. prefixes against headings"][beginning.prefix, heading or SILENT] += 1
     for half, title in sorted(tables, key=lambda key: (key[1], HALVES.index(key[0]))):
         show(f"{title} ({half})", tables[half, title])
     breaking_sets(data, breaking, stable)

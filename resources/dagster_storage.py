@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 import yaml
 from dagster._config.config_schema import UserConfigSchema
+from dagster._core.instance.ref import InstanceRef
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres.utils import create_pg_engine
 
 from kb_platform.home import dagster_database_url, dagster_home, database_url
 from kb_platform.settings import Settings, load_settings
@@ -26,6 +29,16 @@ class KnowledgeBaseStorage(DagsterPostgresStorage):
     Every process that makes a Dagster instance (webserver, daemon, code server, run) makes one of these; where no
     server is given it starts the embedded one, or joins it, and holds it until the process ends.
     """
+
+    def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(postgres_url, inst_data=inst_data)
+        # By itself dagster-postgres makes a connection for each query, 260 for a run of four steps; one that is kept (and
+        # tried before use: the embedded server may have been started anew) takes a second off every run.
+        engine = create_pg_engine(
+            postgres_url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=20, pool_pre_ping=True
+        )
+        for part in (self._run_storage, self._event_log_storage, self._schedule_storage):
+            part._engine = engine  # noqa: SLF001 - there is no other way to choose the pool
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
@@ -42,7 +55,10 @@ class KnowledgeBaseStorage(DagsterPostgresStorage):
         url = dagster_database_url(settings)
         if settings.database_url is not None or settings.dagster_database_url is not None:
             ensure_database(url, through=database_url(settings))
-        return cls(postgres_url=_with_driver(url), inst_data=inst_data)
+            return cls(_with_driver(url), inst_data)
+        # On our own server history need not be on the disk before a step goes on: what the knowledge base knows is
+        # committed apart from it, and what of it is lost in a power cut is half a second of log.
+        return cls(f"{url}&options={quote('-c synchronous_commit=off', safe='')}", inst_data)
 
     @property
     def event_storage_data(self) -> ConfigurableClassData | None:
@@ -73,8 +89,14 @@ class KnowledgeBaseStorage(DagsterPostgresStorage):
 
 
 def open_instance(settings: Settings) -> dg.DagsterInstance:
-    """The Dagster instance of a home folder, for use as a context manager."""
-    return dg.DagsterInstance.from_config(str(dagster_home(settings)))
+    """The Dagster instance of a home folder, for a command that runs jobs itself; use it as a context manager.
+
+    It keeps no copy of what steps write to standard output: for that Dagster would put files in the place of this
+    process's own output, and the progress bar with it.
+    """
+    silent = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+    folder = str(dagster_home(settings))
+    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(folder, overrides={"compute_logs": silent}))
 
 
 def _with_driver(url: str) -> str:

@@ -78,20 +78,13 @@ def _requests(instance: dg.DagsterInstance, work: Work) -> dg.SensorResult | dg.
         if pause := tried(instance, fingerprint).pause_left(now).total_seconds():
             pauses.append(pause)
         else:
-            requests.append(_request(keys, fingerprint))
+            requests.append(dg.RunRequest(tags={WORK_TAG: fingerprint} | range_tags(keys)))
     additions = [REPOSITORIES.build_add_request(missing)] if missing else []
     if not requests:
         return dg.SensorResult(
             dynamic_partitions_requests=additions, skip_reason=_why_nothing(work, free, pauses)
         )
     return dg.SensorResult(run_requests=requests[:MOST_REQUESTS], dynamic_partitions_requests=additions)
-
-
-def _request(keys: dg.PartitionKeyRange, fingerprint: str) -> dg.RunRequest:
-    tags = {WORK_TAG: fingerprint}
-    if keys.start == keys.end:
-        return dg.RunRequest(partition_key=keys.start, tags=tags)
-    return dg.RunRequest(tags=tags | range_tags(keys))
 
 
 def _why_nothing(work: Work, free: list[str], pauses: list[float]) -> str:

@@ -21,6 +21,12 @@ TEMPLATE = "kb_template"
 _numbers = itertools.count(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors, except those that a dependency causes in itself."""
+    # dagster 1.13 reads a field that pydantic 2 has renamed, whenever a resource is made.
+    config.addinivalue_line("filterwarnings", "ignore:The `__fields__` attribute is deprecated")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real releases and golden questions, beside the checkout.

@@ -6,6 +6,7 @@ check that finds nothing wrong in a document with a line missing is no check.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,9 @@ from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
 from kb_platform import sample_corpus
+from kb_platform.retrieval.filters import Filters
 from kb_platform.settings import Settings
+from kb_platform.stages import promotion
 from kb_platform.stages.chunking import chunk_repository
 from kb_platform.stages.embedding import embed_repositories
 from kb_platform.stages.importing import import_files
@@ -229,6 +232,33 @@ def test_every_benchmark_that_is_named_exists_and_is_named() -> None:
         if path.parent == ROOT / "benchmarks" and path.suffix == ".py"
     }
     assert named == {name for name in there if not name.endswith("__init__.py")}
+
+
+# --- quarantine -------------------------------------------------------------------------------------------
+
+
+def reasons_in(source: str) -> set[str]:
+    """The reasons that a module refuses records for: what stands first in `BadRecord(…)` and `Refused(…)`."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
+    first = [call.args[0] for call in calls if getattr(call.func, "id", "") in ("BadRecord", "Refused")]
+    constants = [
+        node.value for argument in first for node in ast.walk(argument) if isinstance(node, ast.Constant)
+    ]
+    return {value for value in constants if isinstance(value, str)}
+
+
+def test_every_reason_for_quarantine_is_documented() -> None:
+    files = [
+        path for path in project_files() if path.suffix == ".py" and path.is_relative_to(ROOT / "kb_platform")
+    ]
+    found = {reason for path in files for reason in reasons_in(path.read_text(encoding="utf-8"))}
+    listed = {codes(row["reason"])[0] for row in rows(section(read("docs/operation.md"), "Quarantine"))}
+    assert listed == found
+    assert reasons_in('raise BadRecord("a" if x else "b", f"c {d}")\nRefused("e", f)\nprint("g")') == {
+        "a",
+        "b",
+        "e",
+    }
 
 
 # --- the asset graph --------------------------------------------------------------------------------------
@@ -449,11 +479,28 @@ def test_the_json_of_every_reading_command_is_as_documented(small: Database, tmp
         assert field_gaps(section(text, title), document) == [], title
 
 
+def test_the_json_of_a_refresh_is_as_documented() -> None:
+    from kb_platform.cli.refreshing import as_json
+    from kb_platform.definitions import RefreshResult
+
+    done = RefreshResult(
+        stage_seconds={"chunks": 1.5}, run_ids=["an id"], promoted_version=2, recall_at_10=1.0
+    )
+    for result in (done, RefreshResult(problems=["chunks: no connection"], warnings=["one record waits"])):
+        assert field_gaps(section(read("docs/interfaces.md"), "kb refresh"), as_json(result)) == []
+
+
+def test_the_json_of_gates_and_filters_is_as_documented(small: Database) -> None:
+    text = read("docs/interfaces.md")
+    assert field_gaps(section(text, "The gate"), promotion.examine(small, 1).as_json()) == []
+    assert {codes(row["field"])[0] for row in rows(section(text, "Filters"))} == set(Filters.model_fields)
+
+
 def run_json(words: Sequence[str], environment: Mapping[str, str]) -> Any:
     """The JSON document that a command prints."""
     from kb_platform.cli.command import app
 
-    done = CliRunner().invoke(app, list(words), env=dict(environment))
+    done = CliRunner().invoke(app, list(words), env=dict(environment), catch_exceptions=False)
     assert done.exit_code in (0, 1), done.output
     assert done.stdout.startswith("{"), done.output
     return json.loads(done.stdout)

@@ -187,8 +187,8 @@ def test_a_question_is_widened_with_other_words_for_the_same() -> None:
     assert "subcommand" in query_terms("a sub command")
     # The asked word always weighs most.
     for concept in concepts("error while handling a custom time limit of web sockets"):
-        assert all(share < 1 for share in concept.alternatives.values())
-        assert concept.term not in concept.alternatives
+        assert all(share < 1 for term, share in concept.shares.items() if term != concept.term)
+        assert concept.shares[concept.term] == 1.0
 
 
 def test_the_thesaurus_holds_groups_of_general_words() -> None:

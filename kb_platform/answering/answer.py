@@ -99,7 +99,7 @@ class Answerer:
     def _computed(self, found: Found) -> _Draft | None:
         """Version and date questions are arithmetic; None when the question is none of them."""
         question, filters = found.question, found.filters
-        if question.intent is Intent.LOOKUP or not filters.repositories:
+        if question.intent is Intent.LOOKUP or not (filters.repositories or filters.published_from):
             return None
         with self._searcher.database.snapshot() as connection:
             version = served_version(connection)
@@ -107,6 +107,8 @@ class Answerer:
             kinds = [str(kind) for kind in filters.kinds]
             releases = _chosen(question, releases)
             changes = served.changes(connection, version, [release.sequence for release in releases], kinds)
+        if question.mentions:
+            changes = [change for change in changes if any(word in change.text for word in question.mentions)]
         if question.intent is Intent.CHANGES:
             return _changes_draft(filters, releases, changes)
         return _releases_draft(question, filters, releases, changes)

@@ -34,10 +34,20 @@ def refresh(settings: Settings) -> RefreshResult:
 def show(result: RefreshResult) -> None:
     """What a refresh did, for people."""
     if result.nothing_to_do:
-        say(f"nothing to compute: the index is up to date (version {result.served_version or 'not yet built'})")
+        say("nothing to compute: the index is up to date")
         return
     table(
-        ("repositories", "releases", "chunks", "vectors", "embedded now", "reused", "tokens", "tokens/s", "seconds"),
+        (
+            "repositories",
+            "releases",
+            "chunks",
+            "vectors",
+            "embedded now",
+            "reused",
+            "tokens",
+            "tokens/s",
+            "seconds",
+        ),
         [
             (
                 result.repositories,

@@ -42,7 +42,8 @@ _LEGACY_POOLINGS = {
 }
 
 # What a model needs here; the hub's folders also hold ONNX, TensorFlow and OpenVINO copies of the weights.
-_HUB_FILES = ["*.json", "*/config.json", "model*.safetensors", "pytorch_model*.bin"]
+_HUB_FILES = ["*.json", "model*.safetensors"]
+_HUB_PICKLED_WEIGHTS = ["pytorch_model*.bin"]
 
 Config = Mapping[str, Any]
 
@@ -69,25 +70,28 @@ def hub_folder(id: str, revision: str | None, *, offline: bool = False) -> Path:
     """The snapshot of a Hugging Face id: from the hub's cache, else downloaded into it. Raises ModelError."""
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType] - untyped parts
 
-    def snapshot(*, local_files_only: bool) -> Path:
+    def snapshot(files: list[str], *, local_files_only: bool) -> Path:
         return Path(
-            snapshot_download(
-                id, revision=revision, allow_patterns=_HUB_FILES, local_files_only=local_files_only
-            )
+            snapshot_download(id, revision=revision, allow_patterns=files, local_files_only=local_files_only)
         )
 
-    # The hub's errors are OSErrors or ValueErrors (bad ids); its cache is asked first, so that a model that was
-    # once downloaded keeps working without a network.
+    # The cache is asked first, so that a model that was once downloaded keeps working without a network. The
+    # hub's errors are OSErrors, or ValueErrors for ids that cannot be.
+    missing: Exception | None = None
     try:
-        return snapshot(local_files_only=True)
-    except (OSError, ValueError) as missing:
-        if offline:
-            raise ModelError(
-                f"the model {id} is not in the Hugging Face cache of this machine",
-                hint="Download it once with a network, or give the path of a folder that has its files.",
-            ) from missing
+        cached = snapshot(_HUB_FILES, local_files_only=True)
+        if _weights_in(cached):
+            return cached
+    except (OSError, ValueError) as error:
+        missing = error
+    if offline:
+        raise ModelError(
+            f"the model {id} is not in the Hugging Face cache of this machine",
+            hint="Download it once with a network, or give the path of a folder that has its files.",
+        ) from missing
     try:
-        return snapshot(local_files_only=False)
+        folder = snapshot(_HUB_FILES, local_files_only=False)
+        return folder if _weights_in(folder) else snapshot(_HUB_PICKLED_WEIGHTS, local_files_only=False)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the model {id} could not be had from the Hugging Face hub: {_first_line(error)}",
@@ -144,14 +148,20 @@ def tokenizer_file(folder: Path) -> Path:
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, in the order of their names: safetensors before pickled ones."""
-    for pattern in ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return files
+    """The files that hold the weights, in the order of their names. Raises ModelError when there are none."""
+    if files := _weights_in(folder):
+        return files
     raise ModelError(
         f"the model in {folder} has no weights that can be read",
         hint="It needs model.safetensors or pytorch_model.bin (TensorFlow, Flax and ONNX files are not used).",
     )
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """Safetensors before pickled weights, whole before sharded ones."""
+    patterns = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
+    none: list[Path] = []
+    return next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), none)
 
 
 def weights_sha256(folder: Path) -> str:

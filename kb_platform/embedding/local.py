@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -47,6 +48,11 @@ class Engine(Protocol):
     @property
     def token_budget(self) -> int:
         """Tokens a batch that it works best with."""
+        ...
+
+    @property
+    def streams(self) -> int:
+        """Batches that it computes best at a time, each in a thread of its own."""
         ...
 
     def encode(self, batch: Sequence[Sequence[int]]) -> Vectors:
@@ -157,21 +163,52 @@ class LocalEmbedder:
             return self._large
 
     def _compute(self, engine: Engine, ids: list[TokenIds], texts: Sequence[str]) -> Vectors:
-        order = ascending([len(tokens) for tokens in ids])
-        lengths = [len(ids[index]) for index in order]
         vectors = np.empty((len(ids), self._model.dimension), dtype=np.float32)
+        pending: list[int] = ascending([len(tokens) for tokens in ids])
+        while pending:
+            groups = self._grouped(pending, ids, engine)
+            computed = self._map(
+                engine, lambda rows: self._try(engine, [ids[row] for row in rows], texts[rows[0]]), groups
+            )
+            pending = []
+            for rows, part in zip(groups, computed, strict=True):
+                if part is None:
+                    pending.extend(rows)
+                    # Half of what failed, for good: the next batch would fail like this one.
+                    self._budget = min(self._budget_for(engine), len(rows) * len(ids[rows[-1]]) // 2)
+                else:
+                    vectors[rows] = part
+        return vectors
+
+    def _budget_for(self, engine: Engine) -> int:
+        return self._budget if self._budget is not None else engine.token_budget
+
+    def _grouped(self, order: list[int], ids: list[TokenIds], engine: Engine) -> list[list[int]]:
+        """Batches of the indices `order`, which ascend by length."""
+        lengths = [len(ids[index]) for index in order]
+        budget = self._budget_for(engine)
+        groups: list[list[int]] = []
         start = 0
         while start < len(order):
-            end = batch_end(lengths, start, self._budget or engine.token_budget)
-            rows = order[start:end]
-            computed = self._try(engine, [ids[row] for row in rows], texts[rows[0]])
-            if computed is None:
-                # Half of what failed, for good: the next batch would fail like this one.
-                self._budget = (end - start) * lengths[end - 1] // 2
-                continue
-            vectors[rows] = computed
+            end = batch_end(lengths, start, budget)
+            groups.append(order[start:end])
             start = end
-        return vectors
+        return groups
+
+    def _map(
+        self, engine: Engine, compute: Callable[[list[int]], Vectors | None], groups: list[list[int]]
+    ) -> list[Vectors | None]:
+        streams = min(engine.streams, len(groups))
+        if streams <= 1:
+            return [compute(rows) for rows in groups]
+        with ThreadPoolExecutor(streams, thread_name_prefix="embedding") as pool:
+            # The longest texts first: a large batch that starts last would leave the other threads idle.
+            futures = [pool.submit(compute, rows) for rows in reversed(groups)]
+            try:
+                return [future.result() for future in reversed(futures)]
+            finally:
+                for future in futures:
+                    future.cancel()
 
     def _try(self, engine: Engine, batch: list[TokenIds], first_text: str) -> Vectors | None:
         """Vectors of a batch; None when memory ran out and a smaller one may fit."""

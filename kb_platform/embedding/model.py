@@ -62,7 +62,7 @@ class _Model(BaseModel):
         return f"{name}@{self._version()}-{digest}"
 
     def _identity(self) -> dict[str, Any]:
-        shared = {"id", "dimension", "normalize", "max_tokens", "query_prefix", "passage_prefix"}
+        shared = {"provider", "dimension", "normalize", "max_tokens", "query_prefix", "passage_prefix"}
         return self.model_dump(mode="json", include=shared | self._identity_fields()) | {
             "id": self.id.rstrip("/").rsplit("/", 1)[-1]
         }
@@ -108,7 +108,7 @@ class _RemoteModel(_Model):
 
     def _identity_fields(self) -> set[str]:
         # Without a revision the address is the only thing that tells two servers' models of one name apart.
-        return {"provider", "revision"} if self.revision else {"provider", "url"}
+        return {"revision"} if self.revision else {"url"}
 
 
 class TeiModel(_RemoteModel):

@@ -12,6 +12,7 @@ function is Abramowitz & Stegun 7.1.26, exact to 1.5e-7.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,9 +32,11 @@ class NumpyBert:
 
     name = "numpy float32"
     token_budget = 1024
+    streams = 1
+    """numpy's BLAS shares each product among the cores by itself."""
 
     def __init__(self, weights: BertWeights[Array], shape: BertShape, pooling: Pooling) -> None:
-        self._weights = weights
+        self._weights = replace(weights, layers=tuple(_laid_out(layer) for layer in weights.layers))
         self._shape = shape
         self._pooling: Pooling = pooling
 
@@ -125,9 +128,28 @@ _READERS: dict[str, Callable[[NDArray[np.uint8]], Array]] = {
 }
 
 
+def _laid_out(layer: Layer[Array]) -> Layer[Array]:
+    """The layer with its matrices as [in, out] in memory.
+
+    Checkpoints keep [out, in], and BLAS takes a third less time for the few rows of a question this way round
+    (9.1 ms instead of 13.2 for 17 tokens, one thread).
+    """
+
+    def turned(weights: tuple[Array, Array]) -> tuple[Array, Array]:
+        return np.ascontiguousarray(weights[0].T), weights[1]
+
+    return replace(
+        layer,
+        query_key_value=turned(layer.query_key_value),
+        attention_output=turned(layer.attention_output),
+        intermediate=turned(layer.intermediate),
+        output=turned(layer.output),
+    )
+
+
 def _linear(x: Array, weights: tuple[Array, Array]) -> Array:
     matrix, bias = weights
-    y = x @ matrix.T
+    y = x @ matrix
     y += bias
     return y
 

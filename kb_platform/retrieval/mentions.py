@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
+from kb_platform.retrieval.dates import COUNT
 from kb_platform.retrieval.repository_names import (
     LANGUAGES,
     Evidence,
@@ -70,13 +71,28 @@ _BEFORE_RELEASES = re.compile(
     rf"(?:\b{_RELEASE} (?:of|for|from)|\bwhat(?: i|')s new in|\bchangelog of)(?: the)? {_QUOTE}$",
     re.IGNORECASE,
 )
+# "version of astro starlight …": a word that no clause begins with belongs to the name.
+_AFTER_LONGER_NAME = re.compile(
+    rf"{_QUOTE} (?!{_ITSELF}\b|{_VERB}\b|{_RELEASE}\b|(?:did|does|do|has|have|had|is|was|were|are|am|can|could|will|would|should|may"
+    r"|might|must|to|on|in|at|by|with|for|that|which|who|where|when|while|and|or|but|if|as|first|last|list\w*|mention\w*|still|also|now"
+    r"|no|not|than|between|through|until|after|since|before|from|up|later|newer|older|published|released|came|come|shipped|so|since|during"
+    r"|over|this|these|please|we|i|you|it)\b)[a-z][a-z-]+(?:\s|$)",
+)
+_AFTER_CHANGES = re.compile(
+    rf"{_QUOTE}{_ASIDE}(?: {_ITSELF})?(?:'s)? (?:(?:breaking|security|notable|bug|recent|latest|all) )?"
+    r"(?:changes|fixes|updates|deprecations|removals|bugfixes)\b",
+    re.IGNORECASE,
+)
 _BEFORE_UPGRADE = re.compile(
     rf"\b(?:upgrad|updat|migrat|mov|go)\w*(?: our| my| the)? {_QUOTE}$", re.IGNORECASE
 )
+_BEFORE_LATEST = re.compile(rf"\b(?:latest|newest|most recent|current)(?: stable)? {_QUOTE}$", re.IGNORECASE)
+_AFTER_LATEST = re.compile(rf"{_QUOTE}{_ASIDE}(?: {_ITSELF})?\W*(?:$|[?,:;.])", re.IGNORECASE)
 _AFTER_UPGRADE = re.compile(rf"{_QUOTE}{_ASIDE}(?: {_ITSELF})? (?:from|to|past|beyond)\b", re.IGNORECASE)
 _BEFORE_ACTOR = re.compile(
     rf"(?:\b(?P<auxiliary>did|does|do|has|have|is|was|were|will|can|could|when|since) (?P<the>the )?"
-    rf"|\b(?:new|changed?|changes?|happened|broken?|breaks?|breaking|introduced|landed|differs?|this|problem|trouble) "
+    rf"|\b(?:new|changed?|changes?|happened|broken?|breaks?|breaking|introduced|landed|shipped|released|removed|deprecated"
+    rf"|added|fixed|differs?|this|problem|trouble) "
     rf"(?:in|with|to|for|about|on) (?:the )?){_QUOTE}$",
     re.IGNORECASE,
 )
@@ -85,18 +101,19 @@ _AFTER_ACTOR = re.compile(
     re.IGNORECASE,
 )
 _AFTER_COMMON_ACTOR = re.compile(
-    rf"{_QUOTE}{_ASIDE}(?: {_ITSELF})?{_ASIDE}(?:$|[,:?;]|['’]s\b| (?:{_VERB}|first|ever|between|from|since|after|before|until|in|on|when)\b)",
+    rf"{_QUOTE}{_ASIDE}(?: {_ITSELF})?{_ASIDE}(?:$|[,:?;]|['’]s\b| (?:{_VERB}|v?[0-9][\w.]*|first|ever|between|from|since|after|before|until|in|on|when|last|this|past|over|during|within|so far|recently|lately|today)\b)",
     re.IGNORECASE,
 )
 _AFTER_ITSELF = re.compile(rf"{_QUOTE}{_ASIDE} (?:SDK|CLI)\b")
-_APPENDIX = re.compile(rf"{_QUOTE}(?: {_ITSELF}\b)?(?P<aside> \([^()]{{1,60}}\))?", re.IGNORECASE)
+_APPENDIX = re.compile(rf"(?:{_QUOTE} {_ITSELF}\b)?(?:'s\b)?(?P<aside> \([^()]{{1,60}}\))?", re.IGNORECASE)
 _SAYS_WHAT = re.compile(rf"^ \((?:the|an?) .*\b{_ITSELF}\)$", re.IGNORECASE)
 _AFTER_NOUN = re.compile(r" (?:of|to|for|with|and|or|via|by|that|which|are|were)\b|[-/]", re.IGNORECASE)
 _OPENING = re.compile(rf"(?:(?:in|for|with|on|regarding|about|using) (?:the )?)?{_QUOTE}$", re.IGNORECASE)
 _AFTER_OPENING = re.compile(rf"{_QUOTE}{_ASIDE}[,:]")
 _AFTER_VERSIONED = re.compile(
-    rf"{_QUOTE}{_ASIDE}(?: version| release)?(?: ?(?:==|>=|<=|~=|@) ?| )v?[0-9]+(?:\.|\b)", re.IGNORECASE
+    rf"{_QUOTE}{_ASIDE}(?: version| release)?(?: ?(?:==|>=|<=|~=|@|<|>) ?| )v?[0-9]+(?:\.|\b)", re.IGNORECASE
 )
+_VERSION_AFTER = re.compile(r"[ @=<>~]*(v?[0-9]+(?:\.[0-9]+)+[a-z0-9]*)", re.IGNORECASE)
 _PREPOSITION = re.compile(
     rf"\b(?:in|with|for|of|using|by|from|on|into|to|about|inside|via|does|did|upgrade|use)(?: the)? {_QUOTE}$",
     re.IGNORECASE,
@@ -108,7 +125,7 @@ _ASKING = re.compile(
 _CAPITALISED_BEFORE = re.compile(r"(?<=\w )(?P<word>[A-Z][\w.]*|\w+-\w[\w-]*) $")
 _CAPITALISED_AFTER = re.compile(rf"{_QUOTE} (?!{_ITSELF}\b|I\b|CVE)(?P<word>[A-Z]\w+)")
 _DETERMINER = re.compile(
-    r"\b(?:which|what|the|our|first|latest|newest|last|earliest|oldest|every|all|any|stable|recent|an?|of|new|[0-9]+) $",
+    rf"\b(?:which|what|the|our|first|latest|newest|last|earliest|oldest|every|all|any|stable|recent|an?|of|new|{COUNT}) $",
     re.IGNORECASE,
 )
 _JOINED = re.compile(r"\s*(?:,|,? ?and|,? ?or|&|/|vs\.?|versus)\s*", re.IGNORECASE)
@@ -117,20 +134,21 @@ _PROJECT = rf"(?P<name>(?!{_RELEASE}\b)[\w@][\w.+/@-]*(?: [\w@][\w.+/-]*){{0,3}}
 _SUBJECTS: Final = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
+        rf"^(?:the )?{_PROJECT}(?: {_ITSELF})?(?: {_QUALITY})* {_RELEASE}\b",
         rf"\b(?:which|what|first|latest|newest|earliest|stable)(?: {_QUALITY})* {_PROJECT}{_ASIDE}(?: {_ITSELF})?(?: {_QUALITY})* {_RELEASE}\b",
         rf"\b{_RELEASE} of (?:the )?{_PROJECT}(?: {_ITSELF})?{_ASIDE}(?=$|[?,:;.]| (?:did|does|do|has|have|is|was|were|can|will|on|in|that|which|first|list|mention|between|after|since|before|from|{_VERB})\b)",
         rf"\b(?:did|does|has|have) (?:the )?{_PROJECT}(?: {_ITSELF})?{_ASIDE} {_VERB}\b",
         rf"\bupgrad\w* (?:our |my |the )?{_PROJECT}{_ASIDE} (?:from|to)\b",
+        rf"\b(?:changed?|changes|new|broken?|breaks|happened) (?:in|with|to|for) (?:the )?{_PROJECT}{_ASIDE}(?=$|[?,:;.]| (?:between|from|since|after|before|in|until|up|v?[0-9][\w.]*)\b)",
         rf"\b(?:this|problems?|trouble) (?:in|with) (?:the )?{_PROJECT}{_ASIDE}:",
     )
 )
 _NO_PROJECT = re.compile(
-    r"(?:releases?|versions?|the|an?|it|we|you|they|this|that|these|those|there|support|is|are|was|were|of|in|and|or|to|on"
+    r"(?:releases?|versions?|the|an?|it|we|you|they|this|that|these|those|there|support|is|are|was|were|of|in|and|or|to|on|from|with|by|for|since|at|as"
     r"|stable|new|first|last|latest|breaking|changes?|security|our|my|version|fix|fixes|bug|bugs|pre-releases?|which|what"
     r"|notes|release|minor|major|patch|many|project|projects|package|packages|library|libraries)",
     re.IGNORECASE,
 )
-_GITHUB = re.compile(r"(?:https?://)?(?:www\.)?github\.com/", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,33 +168,39 @@ class Subject:
     """What a question asks about. `mentions`: the names that say so; the others stay in the text.
 
     `ambiguous`: names that several repositories bear, with no way to tell which is meant; all of them are
-    the subject then. `unknown`: names in a project's place that no known repository has.
+    the subject then. `perhaps`: repositories whose name only begins with what was said; no filter is made of
+    them. `unknown`: names in a project's place that no known repository has.
     """
 
     mentions: tuple[Mention, ...] = ()
     repositories: tuple[str, ...] = ()
     package: str | None = None
     ambiguous: tuple[tuple[str, ...], ...] = ()
+    perhaps: tuple[tuple[str, tuple[str, ...]], ...] = ()
     unknown: tuple[str, ...] = ()
 
 
 def find_subject(text: str, names: RepositoryNames) -> Subject:
     """The repositories that `text` asks about; none where that is not clear."""
-    plain = _GITHUB.sub(lambda match: " " * len(match[0]), text)
-    mentions = [_placed(plain, occurrence, names) for occurrence in names.find(plain)]
-    mentions = _coordinate(plain, mentions)
-    mentions = [mention for mention in mentions if _counts(mention)]
+    mentions = [_placed(text, occurrence, names) for occurrence in names.find(text)]
+    mentions = _counting(text, _coordinate(text, mentions), names)
     best = max((mention.place for mention in mentions), default=Place.REFUSED)
-    if best < Place.ACTOR and (unknown := _unknown(plain, mentions)):
+    if best < Place.ACTOR and (unknown := _unknown(text, mentions)):
         if best is not Place.REFUSED and best is not Place.SPELT_OUT:
-            return Subject(unknown=tuple(name for name, _ in unknown))
+            return _without_subject(unknown, names)
         guesses = [_guess(name, start, names) for name, start in unknown]
         mentions = [guess for guess in guesses if guess is not None]
         if not mentions:
-            return Subject(unknown=tuple(name for name, _ in unknown))
+            return _without_subject(unknown, names)
         best = Place.ACTOR
     chosen = [mention for mention in mentions if mention.place == best]
-    return _subject(plain, chosen, names) if chosen else Subject()
+    chosen += [other for other in mentions if other not in chosen and _says_again(other, chosen)]
+    return _subject(text, chosen, names) if chosen else Subject()
+
+
+def _without_subject(unknown: Sequence[tuple[str, int]], names: RepositoryNames) -> Subject:
+    perhaps = tuple((name, headed) for name, _ in unknown if (headed := names.headed_by(name)))
+    return Subject(perhaps=perhaps, unknown=tuple(name for name, _ in unknown if not names.headed_by(name)))
 
 
 def _placed(text: str, occurrence: Occurrence, names: RepositoryNames) -> Mention:
@@ -217,7 +241,9 @@ def _place_at_releases(
         not _is_common(occurrence) or _introduced(before, occurrence, names)
     )
     upgraded = _BEFORE_UPGRADE.search(before) and _AFTER_UPGRADE.match(after)
-    if follows or upgraded or _BEFORE_RELEASES.search(before):
+    named = _BEFORE_RELEASES.search(before) and not _AFTER_LONGER_NAME.match(after)
+    latest = _BEFORE_LATEST.search(before) and _AFTER_LATEST.match(after)
+    if follows or upgraded or latest or named:
         return Place.ASKED if _ASKING.search(before) else Place.RELEASES
     return None
 
@@ -233,7 +259,7 @@ def _place_in_clause(before: str, after: str, occurrence: Occurrence, *, opening
 
 
 def _is_actor(before: str, after: str, occurrence: Occurrence) -> bool:
-    if _AFTER_ACTOR.match(after):
+    if _AFTER_ACTOR.match(after) or (_AFTER_CHANGES.match(after) and not _is_common(occurrence)):
         return True
     leads = _BEFORE_ACTOR.search(before)
     if leads is None or not _is_common(occurrence):
@@ -292,8 +318,27 @@ def _coordinate(text: str, mentions: list[Mention]) -> list[Mention]:
     return mentions
 
 
-def _counts(mention: Mention) -> bool:
-    return any(mention.place >= _LEAST_PLACE[name.evidence] for name in mention.names)
+def _counting(text: str, mentions: list[Mention], names: RepositoryNames) -> list[Mention]:
+    """Those whose place is clear enough for how plain the name is, and what "and" joins to them."""
+    counts = [_counts(text, mention, names) for mention in mentions]
+    for index in range(1, len(mentions)):
+        first, second = mentions[index - 1], mentions[index]
+        if _JOINED.fullmatch(text, first.end, second.start) and Place.REFUSED not in (
+            first.place,
+            second.place,
+        ):
+            counts[index] = counts[index - 1] = counts[index] or counts[index - 1]
+    return [mention for mention, does in zip(mentions, counts, strict=True) if does]
+
+
+def _counts(text: str, mention: Mention, names: RepositoryNames) -> bool:
+    if any(mention.place >= _LEAST_PLACE[name.evidence] for name in mention.names):
+        return True
+    # "uv 0.4.1" is the project uv when uv has a 0.4.1.
+    version = _VERSION_AFTER.match(text, mention.end) if mention.place is Place.VERSIONED else None
+    return version is not None and any(
+        names.has_version(name.repository, version[1]) for name in mention.names
+    )
 
 
 def _unknown(text: str, mentions: Sequence[Mention]) -> list[tuple[str, int]]:
@@ -305,7 +350,9 @@ def _unknown(text: str, mentions: Sequence[Mention]) -> list[tuple[str, int]]:
             words = name.split()
             if any(_NO_PROJECT.fullmatch(word) for word in words):
                 continue
-            if any(start < mention.end and mention.start < match.end("name") for mention in mentions):
+            end = match.end("name")
+            overlapping = [mention for mention in mentions if start < mention.end and mention.start < end]
+            if any(mention.place >= Place.ACTOR or mention.end >= end for mention in overlapping):
                 continue
             found.setdefault(name, start)
     return list(found.items())
@@ -317,19 +364,31 @@ def _guess(name: str, start: int, names: RepositoryNames) -> Mention | None:
     return Mention(start, start + len(name), (near,), Place.ACTOR, guess=True) if near else None
 
 
+def _says_again(mention: Mention, chosen: Sequence[Mention]) -> bool:
+    """Another name of what was chosen: "facebook/react … React", "the Airflow helm chart". The same name said
+    twice is not: it belongs to what is asked ("in Traefik did the Traefik provider …")."""
+    repositories = {name.repository for other in chosen for name in other.names}
+    if not all(name.repository in repositories for name in mention.names):
+        return False
+    return all(set(mention.names) != set(other.names) for other in chosen) and (
+        mention.place >= Place.PREPOSITION or any(mention.start == other.end + 1 for other in chosen)
+    )
+
+
 def _subject(text: str, chosen: Sequence[Mention], names: RepositoryNames) -> Subject:
     repositories: dict[str, None] = {}
-    packages: set[str | None] = set()
+    packages: set[str] = set()
     ambiguous: dict[tuple[str, ...], None] = {}
     words = {letters(word) for word in re.findall(r"[\w-]+", text)}
     for mention in chosen:
-        bearers = [name for name in mention.names if mention.place >= _LEAST_PLACE[name.evidence]]
+        clear = [name for name in mention.names if mention.place >= _LEAST_PLACE[name.evidence]]
+        bearers = clear or list(mention.names)
         if len(bearers) > 1:
             bearers = [name for name in bearers if names.owners[name.repository] & words] or bearers
         if len(bearers) > 1:
             ambiguous.setdefault(tuple(sorted(name.repository for name in bearers)))
         for name in bearers:
             repositories.setdefault(name.repository)
-            packages.add(name.package)
+            packages |= {name.package} if name.package else set()
     package = packages.pop() if len(packages) == 1 and len(repositories) == 1 else None
     return Subject(tuple(chosen), tuple(repositories), package, tuple(ambiguous))

@@ -8,7 +8,7 @@ one of these (`mentions`, `version_wording`, `periods`, `wording`), searching.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
@@ -18,7 +18,7 @@ from kb_platform.retrieval.filters import Filters
 from kb_platform.retrieval.mentions import Subject, find_subject
 from kb_platform.retrieval.periods import Period, take_period
 from kb_platform.retrieval.reading import VERSION, Reading
-from kb_platform.retrieval.repository_names import KnownRepository, RepositoryNames
+from kb_platform.retrieval.repository_names import KnownRepository, Name, RepositoryNames
 from kb_platform.retrieval.version_wording import Newest, Versions, find_newest, mark_versions, take_versions
 from kb_platform.retrieval.wording import (
     Intent,
@@ -35,6 +35,7 @@ from kb_platform.text.versions import Tags
 
 __all__ = ["Intent", "KnownRepository", "Question", "Understanding", "aliases_from_bodies"]
 
+_VERSION_FOLLOWS = re.compile(r"@v?[0-9]")
 _ANY_CVE = re.compile(r"\bCVEs?\b(?!-)", re.IGNORECASE)
 
 
@@ -72,6 +73,7 @@ class Understanding:
             repository.name: Tags(repository.tags, repository=repository.name) for repository in known
         }
         self._names = RepositoryNames((repository, self._tags[repository.name]) for repository in known)
+        self._telling_tags = _telling_tags(self._tags)
         self._today = today
 
     def understand(self, text: str) -> Question:
@@ -79,12 +81,13 @@ class Understanding:
         reading = Reading(text)
         subject = find_subject(reading.text, self._names)
         period = take_period(reading, self._today)
-        subject = self._disambiguate(subject, reading)
+        subject = self._told_by_tags(self._disambiguate(subject, reading), reading)
         tags = self._tags.get(subject.repositories[0]) if len(subject.repositories) == 1 else None
-        mark_versions(reading, tags)
         for mention in subject.mentions:
-            if reading.marked[mention.start : mention.end] == reading.text[mention.start : mention.end]:
+            # `astro@5.0.0` is a tag, and read as one.
+            if not _VERSION_FOLLOWS.match(reading.marked, mention.end):
                 reading.mark_repository(mention.start, mention.end)
+        mark_versions(reading, tags)
         wording = reading.marked
         prerelease, prerelease_words = take_prerelease(reading)
         newest = find_newest(reading)
@@ -107,7 +110,7 @@ class Understanding:
             kinds=bool(kinds),
             versions=has_versions,
             period=period is not None,
-            newest=newest is not None,
+            newest=newest,
         )
         if newest and tags and not (has_versions or period) and (newest.within or not kinds):
             found = tags.newest(newest.count, package=subject.package, prereleases=prerelease is True)
@@ -142,15 +145,33 @@ class Understanding:
             return subject
         return replace(subject, repositories=tuple(having), ambiguous=())
 
+    def _told_by_tags(self, subject: Subject, reading: Reading) -> Subject:
+        """A question that names no repository, but a tag that only one has: `REL_16_2`, `astro@4.0.1`."""
+        if subject.repositories or subject.unknown:
+            return subject
+        words = (word.strip("\"'`()[],:;?!").casefold() for word in re.split(r"\s|\.\.|->", reading.text))
+        owners = {self._telling_tags[word] for word in words if word in self._telling_tags}
+        return replace(subject, repositories=tuple(owners)) if len(owners) == 1 else subject
+
+
+def _telling_tags(tags: Mapping[str, Tags]) -> dict[str, str]:
+    """Tags that name their repository: not numbers alone, and of one repository only."""
+    bearers: dict[str, set[str]] = {}
+    for name, of_repository in tags.items():
+        for version in of_repository.versions:
+            if version.prefix or version.text[:1] not in "vV0123456789":
+                bearers.setdefault(version.text.casefold(), set()).add(name)
+    return {tag: names.pop() for tag, names in bearers.items() if len(names) == 1 and len(tag) > 3}
+
 
 def _restore_repeated(reading: Reading, subject: Subject) -> None:
     """A name that is said again is part of the topic: "in Traefik did the Traefik provider …"."""
-    seen: set[str] = set()
+    seen: set[frozenset[Name]] = set()
     for mention in subject.mentions:
-        repositories = {name.repository for name in mention.names}
-        if repositories <= seen:
+        names = frozenset(mention.names)
+        if names in seen:
             reading.restore_repository(mention.start, mention.end)
-        seen |= repositories
+        seen.add(names)
 
 
 def _has_topic(reading: Reading, newest: Newest | None) -> bool:
@@ -215,6 +236,9 @@ def _notes(
             notes.append(f"“{words}” is {meant}")
     notes = list(dict.fromkeys(notes))
     notes += [f"{' and '.join(group)} share a name; both are searched" for group in subject.ambiguous]
+    notes += [
+        f"“{name}” may be {' or '.join(found)}; not restricted to it" for name, found in subject.perhaps
+    ]
     notes += [f"“{name}” is not a repository of the knowledge base" for name in subject.unknown]
     only: dict[str, Any] = {"versions": filters.versions} if newest else {}
     if newest and only["versions"]:

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final
 
-from kb_platform.text.words import Concept, concepts, terms
+from kb_platform.text.terms import sized_terms, terms
+from kb_platform.text.words import Concept, concepts
 
 WEIGHTS: Final[Mapping[str, float]] = {
     "words": 3.8,
@@ -23,6 +24,10 @@ WEIGHTS: Final[Mapping[str, float]] = {
     "kind": 0.3,
 }
 BAR: Final = 0.5
+BAR_WITH_COSINE: Final = (5.7, 2.4, -18.0, -4.0)
+"""Evidence → log-odds that it answers: weights of coverage, cosine, gap, and a constant."""
+BAR_WITHOUT_COSINE: Final = (9.0, -14.0, -5.0)
+"""The same for an index without vectors: coverage, gap, constant."""
 READ: Final = 48
 """How many candidates, the best by words and vectors alone, are read in full. The rest keep that order below them."""
 READ_CHARACTERS: Final = 2_000
@@ -30,6 +35,9 @@ NEAR: Final = 4
 """How many terms apart neighbours of the question may stand in a text that still says them together."""
 PARTIAL: Final = 0.6
 """Worth of a concept that only the context (repository, tag, headings), a synonym or the parts of an identifier match."""
+
+MISSING: Final = 0.3
+"""A concept matched by less than this counts as not said at all."""
 
 _FAR_FUTURE: Final = datetime.max.replace(tzinfo=UTC)
 
@@ -70,13 +78,11 @@ class Inquiry:
     @staticmethod
     def terms_of(topic: str) -> frozenset[str]:
         """The terms whose idf a ranking needs."""
-        return frozenset(
-            term for concept in concepts(topic) for term in (concept.term, *concept.alternatives)
-        )
+        return frozenset(term for concept in concepts(topic) for term in concept.shares)
 
     def worth(self, concept: Concept) -> float:
         """idf of a concept; of a word that may be said otherwise: of the commonest way to say it."""
-        ways = (concept.term,) if concept.identifier else (concept.term, *concept.alternatives)
+        ways = (concept.term, *concept.others)
         return min((self.idf[term] for term in ways if term in self.idf), default=0.0)
 
 
@@ -95,6 +101,16 @@ class Features:
     coverage: float
     order: float
     kind: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the bar looks at. `coverage`: share of the question, by idf, that the chunk speaks of. `gap`: share of the
+    question that its weightiest concept has of which the chunk says nothing. `cosine` as in `Candidate`."""
+
+    coverage: float
+    gap: float
+    cosine: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,28 +154,40 @@ def passes(inquiry: Inquiry, ranked: Sequence[Ranked]) -> bool:
 
 def features(inquiry: Inquiry, candidate: Candidate) -> Features:
     """The features of one candidate; reads its text."""
-    reading = _read(candidate.text, candidate.headings, f"{candidate.repository} {candidate.tag}")
-    worth = [inquiry.worth(concept) for concept in inquiry.concepts]
-    matched = [_match(concept, reading) for concept in inquiry.concepts]
+    worth, matched = _matched(inquiry, candidate)
     coverage = sum(w * m for w, m in zip(worth, matched, strict=True)) / (sum(worth) or 1.0)
     return Features(
         words=_words(inquiry, candidate) ** 2,
         cosine=candidate.cosine or 0.0,
         coverage=coverage**2,
-        order=coverage * _order(inquiry.concepts, worth, reading),
+        order=coverage * _order(inquiry.concepts, worth, _reading_of(candidate)),
         kind=1.0 if candidate.kind in inquiry.kinds else 0.0,
     )
+
+
+def evidence(inquiry: Inquiry, candidate: Candidate) -> Evidence:
+    """What speaks for a candidate being an answer, comparable between questions."""
+    worth, matched = _matched(inquiry, candidate)
+    total = sum(worth) or 1.0
+    missing = (w for w, m in zip(worth, matched, strict=True) if m < MISSING)
+    coverage = sum(w * m for w, m in zip(worth, matched, strict=True)) / total
+    return Evidence(coverage, max(missing, default=0.0) / total, candidate.cosine)
 
 
 def _ranked(inquiry: Inquiry, candidate: Candidate) -> Ranked:
     found = features(inquiry, candidate)
     score = sum(weight * getattr(found, name) for name, weight in WEIGHTS.items())
-    return Ranked(candidate, score, _relevance(math.sqrt(found.coverage), candidate.cosine))
+    return Ranked(candidate, score, _relevance(evidence(inquiry, candidate)))
 
 
-def _relevance(coverage: float, cosine: float | None) -> float:
-    evidence = 6.6 * coverage - 3.1 if cosine is None else 4.6 * coverage + 7.0 * cosine - 5.1
-    return 1 / (1 + math.exp(-evidence))
+def _relevance(found: Evidence) -> float:
+    if found.cosine is None:
+        coverage, gap, constant = BAR_WITHOUT_COSINE
+        log_odds = coverage * found.coverage + gap * found.gap + constant
+    else:
+        coverage, cosine, gap, constant = BAR_WITH_COSINE
+        log_odds = coverage * found.coverage + cosine * found.cosine + gap * found.gap + constant
+    return 1 / (1 + math.exp(-log_odds))
 
 
 def _first_guess(inquiry: Inquiry, candidate: Candidate) -> float:
@@ -175,22 +203,36 @@ def _words(inquiry: Inquiry, candidate: Candidate) -> float:
 @dataclass(frozen=True, slots=True)
 class _Reading:
     places: Mapping[str, Sequence[int]]
+    said: frozenset[str]
     context: frozenset[str]
+
+
+def _reading_of(candidate: Candidate) -> _Reading:
+    return _read(candidate.text, candidate.headings, f"{candidate.repository} {candidate.tag}")
 
 
 @lru_cache(maxsize=20_000)
 def _read(text: str, headings: tuple[str, ...], context: str) -> _Reading:
     places: dict[str, list[int]] = {}
-    for place, term in enumerate(terms(text[:READ_CHARACTERS])):
+    said: list[str] = []
+    for place, (term, size) in enumerate(sized_terms(text[:READ_CHARACTERS])):
         places.setdefault(term, []).append(place)
-    around = [term for heading in (*headings, context) for term in terms(heading)]
-    return _Reading(places, frozenset(around))
+        if size:
+            said.append(term)
+    around = [term for part in (*headings, context) for term in terms(part)]
+    return _Reading(places, frozenset(said), frozenset(around))
 
 
 def _signature(candidate: Candidate) -> frozenset[str]:
     """What a chunk says, without references, authors and hashes: equal for one change noted in several releases."""
-    reading = _read(candidate.text, candidate.headings, f"{candidate.repository} {candidate.tag}")
-    return frozenset(term for term in reading.places if term.isalpha()) | {candidate.repository}
+    return _reading_of(candidate).said | {candidate.repository}
+
+
+def _matched(inquiry: Inquiry, candidate: Candidate) -> tuple[list[float], list[float]]:
+    """Worth of every concept, and how much of it the candidate matches (0 … 1)."""
+    reading = _reading_of(candidate)
+    worth = [inquiry.worth(concept) for concept in inquiry.concepts]
+    return worth, [_match(concept, reading) for concept in inquiry.concepts]
 
 
 def _match(concept: Concept, reading: _Reading) -> float:
@@ -198,10 +240,10 @@ def _match(concept: Concept, reading: _Reading) -> float:
         return 1.0
     if concept.term in reading.context:
         return PARTIAL
-    found = [other in reading.places for other in concept.alternatives]
-    if concept.identifier:
-        return PARTIAL * sum(found) / len(found) if found else 0.0
-    return PARTIAL if any(found) else 0.0
+    if any(other in reading.places for other in concept.others):
+        return PARTIAL
+    parts = [part in reading.places for part in concept.parts]
+    return PARTIAL * sum(parts) / len(parts) if parts else 0.0
 
 
 def _order(asked: Sequence[Concept], worth: Sequence[float], reading: _Reading) -> float:
@@ -218,4 +260,4 @@ def _order(asked: Sequence[Concept], worth: Sequence[float], reading: _Reading) 
 
 def _places(concept: Concept, reading: _Reading) -> Sequence[int]:
     own = reading.places.get(concept.term)
-    return own or [place for other in concept.alternatives for place in reading.places.get(other, ())]
+    return own or [place for other in concept.shares for place in reading.places.get(other, ())]

@@ -22,6 +22,10 @@ REST: Final = "\ue001"
 _TYPOGRAPHY = str.maketrans(
     {"’": "'", "‘": "'", "“": '"', "”": '"', "\u00a0": " ", "\ue000": " ", "\ue001": " "}
 )
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?github\.com/(?P<name>[\w.-]+/[\w.-]+)(?:/releases)?(?:/tag/(?P<tag>[^\s?#]*))?/?",
+    re.IGNORECASE,
+)
 _FIRST_VERSION: Final = 0xE100
 _MOST_VERSIONS: Final = 64
 
@@ -30,10 +34,11 @@ VERSION: Final = f"[{chr(_FIRST_VERSION)}-{chr(_FIRST_VERSION + _MOST_VERSIONS -
 
 
 class Reading:
-    """`text`: the question, NFC, with plain quotes and single spaces. `marked`: the same, with marks."""
+    """`text`: the question, NFC, with plain quotes and single spaces, and `owner/repo tag` for addresses of GitHub. `marked`: the same, with marks."""
 
     def __init__(self, text: str) -> None:
-        clean = " ".join(unicodedata.normalize("NFC", text).translate(_TYPOGRAPHY).split())
+        plain = unicodedata.normalize("NFC", text).translate(_TYPOGRAPHY)
+        clean = " ".join(_ADDRESS.sub(r"\g<name> \g<tag>", plain).split())
         self.text, self.remainder = clean[:LONGEST], clean[LONGEST:]
         self.marked = self.text
         self._versions: list[str] = []

@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import Final
 
 from kb_platform.retrieval.spelling import is_slip
-from kb_platform.text.versions import Tags
+from kb_platform.text.versions import Tags, parse_version
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,9 @@ _WORD = re.compile(r"[^\W_]+")
 _CAMEL = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _LONGEST_NAME: Final = 7
 _SHORTEST_JOINED: Final = 6
+_LONGEST_TAIL: Final = 3
+_SHORTEST_ABBREVIATED: Final = 10
+"""Letters of names that are written like `k8s`."""
 _GLUE: Final = "-_/@.#"
 
 
@@ -105,7 +108,12 @@ class RepositoryNames:
     def __init__(self, known: Iterable[tuple[KnownRepository, Tags]]) -> None:
         self._names: dict[str, dict[str, Name]] = {}
         self.owners: dict[str, frozenset[str]] = {}
+        self._tags: dict[str, Tags] = {}
+        self._heads: dict[str, set[str]] = {}
         for repository, tags in known:
+            self._tags[repository.name] = tags
+            for head in _heads(repository.name):
+                self._heads.setdefault(head, set()).add(repository.name)
             owner = repository.name.partition("/")[0]
             self.owners[repository.name] = frozenset({letters(owner), letters(owner_stem(owner))} - {""})
             for text, evidence, package in _names_of(repository, tags):
@@ -145,6 +153,15 @@ class RepositoryNames:
             if fitting := tuple(name for name in names if _fits(text, start, end, gaps, name)):
                 found = index + 1, Occurrence(start, end, text[start:end], _strongest(fitting))
         return found
+
+    def has_version(self, repository: str, text: str) -> bool:
+        """Whether the repository has the version `text`, or releases of that line."""
+        parsed, tags = parse_version(text), self._tags[repository]
+        return parsed is not None and (tags.resolve(text) is not None or bool(tags.line(parsed)))
+
+    def headed_by(self, text: str) -> tuple[str, ...]:
+        """Repositories whose name begins with the words of `text` and goes on: redis/redis-py for `Redis`."""
+        return tuple(sorted(self._heads.get(letters(text), ())))
 
     def near(self, text: str) -> Name | None:
         """The one name that `text` misspells; None when none or several come near."""
@@ -188,6 +205,8 @@ def _names_of(repository: KnownRepository, tags: Tags) -> Iterator[tuple[str, Ev
     yield name, _evidence(name), None
     for shorter in _shortened(name):
         yield shorter, Evidence.SHORTENED, None
+    if len(whole := letters(name)) >= _SHORTEST_ABBREVIATED:
+        yield f"{whole[0]}{len(whole) - 2}{whole[-1]}", Evidence.COMMON, None
     for alias in repository.aliases:
         yield alias, _evidence(alias), None
     for package in tags.packages:
@@ -216,6 +235,15 @@ def _names_of_owner(owner: str, name: str) -> Iterator[tuple[str, Evidence, str 
         yield words[0], Evidence.SHORTENED, None
     if letters(owner) == letters(name) + "js":
         yield owner, Evidence.DISTINCT, None
+    tail = letters(name).removeprefix(letters(stem))
+    if (
+        tail.isalpha()
+        and len(tail) <= _LONGEST_TAIL
+        and tail not in LANGUAGES
+        and len(letters(stem)) > len(tail)
+    ):
+        # timescale/timescaledb is spoken of as Timescale.
+        yield stem, Evidence.SHORTENED, None
 
 
 def _shortened(name: str) -> Iterator[str]:
@@ -227,6 +255,12 @@ def _shortened(name: str) -> Iterator[str]:
         yield " ".join(words)
     if len(words) == 2 and words[-1] in ("js", "ts"):
         yield words[0]
+
+
+def _heads(repository: str) -> Iterator[str]:
+    words = _split(repository.rpartition("/")[2])
+    for count in range(1, len(words)):
+        yield "".join(words[:count])
 
 
 def _split(name: str) -> list[str]:

@@ -23,8 +23,10 @@ from kb_platform.store import embeddings, repositories, search
 from kb_platform.store.database import Connection, Database
 from kb_platform.store.index_versions import IndexVersion
 from kb_platform.store.search import Conditions, Row
+from kb_platform.text.kinds import Kind
 from kb_platform.text.words import idf, query_terms, term_id
 
+GRAVITY = {str(kind): place for place, kind in enumerate(Kind)}
 # One release may fill this many of the first places; the rest of it follows behind the other releases.
 MOST_OF_ONE_RELEASE = 2
 
@@ -135,19 +137,23 @@ class Searcher:
         filters: Filters,
         k: int,
     ) -> Found:
-        topic = question.topic or question.text
-        terms = query_terms(topic)
+        # A question that is all filters ("what broke between A and B") still has words to choose candidates by, but no
+        # topic that a passage could miss.
+        words_of = question.topic or question.text
+        terms = query_terms(words_of)
         ids = {term: term_id(term) for term in terms}
-        inquiry_terms = Inquiry.terms_of(topic)
+        inquiry_terms = Inquiry.terms_of(question.topic)
         frequencies = search.document_frequencies(
             connection, version.version, sorted({*ids.values(), *(term_id(term) for term in inquiry_terms)})
         )
-        worth = {term: idf(frequencies.get(term_id(term), 0), version.chunks) for term in {*terms, *inquiry_terms}}
+        worth = {
+            term: idf(frequencies.get(term_id(term), 0), version.chunks) for term in {*terms, *inquiry_terms}
+        }
         words: dict[int, float] = {}
         for term, weight in terms.items():
             words[ids[term]] = words.get(ids[term], 0.0) + weight * worth[term]
         notes = list(question.notes)
-        vector = self._vector(connection, version, topic, notes)
+        vector = self._vector(connection, version, words_of, notes)
         rows = search.candidates(
             connection,
             version,
@@ -158,7 +164,8 @@ class Searcher:
             exact_scan_rows=self.exact_scan_rows,
         )
         kinds = [question.kind_hint] if question.kind_hint else [str(kind) for kind in filters.kinds]
-        inquiry = Inquiry.about(topic, worth, kinds)
+        inquiry = Inquiry.about(question.topic, worth, kinds)
+        rows.sort(key=_reading_order)
         ranked = ranking.rank(inquiry, [_candidate(row, scored=vector is not None) for row in rows])
         passages = [_passage(found) for found in ranked]
         return Found(
@@ -166,7 +173,7 @@ class Searcher:
             filters=filters,
             passages=tuple(_spread(passages)[:k]),
             index_version=version.version,
-            answerable=ranking.passes(inquiry, ranked),
+            answerable=ranking.passes(inquiry, ranked) and not _asks_elsewhere(question),
             notes=tuple(notes),
         )
 
@@ -213,15 +220,14 @@ def wanted_tags(tags: dict[str, list[str]], filters: Filters) -> tuple[str, ...]
     if versions is None and not filters.versions:
         return None
     wanted = {name.lower() for name in filters.repositories}
-    inside = (
-        tag for name, found in tags.items() if not wanted or name.lower() in wanted for tag in found
-    )
+    inside = (tag for name, found in tags.items() if not wanted or name.lower() in wanted for tag in found)
     return tuple(
         sorted(
             {
                 tag
                 for tag in inside
-                if (versions is None or versions.contains(tag)) and (not filters.versions or tag in filters.versions)
+                if (versions is None or versions.contains(tag))
+                and (not filters.versions or tag in filters.versions)
             }
         )
     )
@@ -254,11 +260,22 @@ def _passage(found: ranking.Ranked) -> Passage:
         url=row.url,
         published_at=row.published_at,
         score=found.score,
+        relevance=found.relevance,
         headings=tuple(row.headings),
         sequence=row.sequence,
         chunk_id=row.chunk_id,
         prerelease=row.prerelease,
     )
+
+
+def _asks_elsewhere(question: Question) -> bool:
+    """Whether a question is about a project that is not here, and about none that is."""
+    return bool(question.unknown_projects) and not question.filters.repositories
+
+
+def _reading_order(row: Row) -> tuple[object, ...]:
+    """The gravest first, then by version; the order of rows that nothing in the question tells apart."""
+    return (GRAVITY[row.kind], row.repository, row.version_key or "", row.sequence, row.ordinal)
 
 
 def _spread(passages: Sequence[Passage]) -> list[Passage]:

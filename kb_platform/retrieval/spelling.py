@@ -11,15 +11,18 @@ from typing import Final
 SHORTEST: Final = 5
 """Letters that a word must have; shorter words have too many neighbours that are words themselves."""
 
+LONG: Final = 12
+"""Letters from which on two slips are forgiven."""
+
 
 def is_slip(written: str, meant: str) -> bool:
     """Whether `written` is probably a misspelt `meant`; both in lower case.
 
-    Up to 8 letters forgive one slip, longer words two: a letter left out, added, changed, or swapped with its
-    neighbour. The first letter and all digits must be right. In a word of five letters only a swap is
-    forgiven: `astra` is not `astro`, `atsro` is.
+    One slip is forgiven, in words of twelve letters and more two: a letter left out, added, changed, or
+    swapped with its neighbour. The first letter and all digits must be right. In a word of five letters only
+    a swap is forgiven: `astra` is not `astro`, `atsro` is; nor are `datasets` a slip of `datasette`.
     """
-    allowed = 1 if len(meant) <= 8 else 2
+    allowed = 1 if len(meant) < LONG else 2
     if min(len(written), len(meant)) < SHORTEST or abs(len(written) - len(meant)) > allowed:
         return False
     if written[0] != meant[0] or _digits(written) != _digits(meant):

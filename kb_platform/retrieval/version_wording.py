@@ -49,6 +49,11 @@ _PAIRS: Final = (
         re.IGNORECASE,
     ),
     re.compile(rf"(?:\bfrom )?{_version('low')}{_TO}{_version('high')}", re.IGNORECASE),
+    re.compile(
+        rf"\b(?:on|at|running|using|use|have|with) {_version('low')}[^.?]{{0,60}}?"
+        rf"\b(?:go|going|upgrad\w+|updat\w+|mov\w+|migrat\w+|get|bump|jump|switch) to {_version('high')}",
+        re.IGNORECASE,
+    ),
 )
 # In this order: "not later than" is read before "later than".
 _BOUND_WORDINGS: Final[tuple[tuple[Side, str], ...]] = (
@@ -66,14 +71,19 @@ _BOUNDS: Final[tuple[tuple[Side, re.Pattern[str]], ...]] = tuple(
 )
 _SINCE = re.compile(rf"\bsince {_version('bound')}", re.IGNORECASE)
 _EXACT = re.compile(rf"{_version('exact')}(?P<line> (?:series|line|branch|releases)\b)?", re.IGNORECASE)
-_NAMED = re.compile(rf"(?:{_REPO}|\b(?:versions?|releases?|tags?)) ?$", re.IGNORECASE)
-_INTRODUCED = re.compile(
-    r"(?:^|[(:]|\b(?:in|of|for|within|on|by|with|is|was|about|at|into|to|from)(?: the)?) ?$", re.IGNORECASE
+# "Which Vite 5.x releases fixed …": the only place where a search for a deed names a version of its own.
+_QUALIFIED = re.compile(
+    rf"(?<=[{REPOSITORY}{REST}]) (?P<exact>{VERSION})(?P<line> (?:releases|versions|series|line|branch)\b)",
+    re.IGNORECASE,
 )
-_CONTINUED = re.compile(r"(?:,|\band|\bor|&|,\ ?and) ?$", re.IGNORECASE)
+_NAMED = re.compile(rf"(?:{_REPO}|\b(?:versions?|releases?|tags?))\s*$", re.IGNORECASE)
+_INTRODUCED = re.compile(
+    r"(?:^|[(:]|\b(?:in|of|for|within|on|by|with|is|was|about|at|into|to|from)(?: the)?)\s*$", re.IGNORECASE
+)
+_CONTINUED = re.compile(r"(?:,|\band|\bor|&|,\ ?and)\s*$", re.IGNORECASE)
 # Where a bound belongs to the releases asked about, not to what they changed ("with mypy before 1.0").
 _ATTACHED = re.compile(
-    rf"(?:^|[,;:(]|\b(?:releases?|versions?|published|released|and|but|when|upgrad\w+|updat\w+|migrat\w+)|{_REPO})\s*$",
+    rf"(?:^|[,;:(]|\b(?:releases?|versions?|published|released|out|shipped|and|but|when|upgrad\w+|updat\w+|migrat\w+)|{_REPO})\s*$",
     re.IGNORECASE,
 )
 _QUALITY = rf"(?:(?:stable|minor|major|patch|final|{_REPO}) )*"
@@ -83,13 +93,14 @@ _NEWEST = re.compile(
     re.IGNORECASE,
 )
 _NEWEST_NAME = re.compile(
-    rf"(?P<in>\b(?:in|of|with|from) )?\b(?:the )?(?P<which>latest|newest) {_REPO}", re.IGNORECASE
+    rf"(?P<in>\b(?:in|of|with|from) )?\b(?:the )?(?P<which>latest|newest) (?:stable )?{_REPO}(?! \w)",
+    re.IGNORECASE,
 )
 
 
 @dataclass(slots=True)
 class Versions:
-    """Which versions are meant: bounds (see `Filters`), exact tags, and words for people.
+    """Which versions are meant: bounds (see `Filters`) and exact tags.
 
     `unknown`: versions that the repository does not have; a bound may lie between releases, an exact one not.
     """
@@ -98,7 +109,6 @@ class Versions:
     exact: list[str] = field(default_factory=list[str])
     package: str | None = None
     unknown: list[str] = field(default_factory=list[str])
-    notes: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +125,15 @@ def mark_versions(reading: Reading, tags: Tags | None) -> None:
     """Mark every version in `reading`. A whole number is one only where a version must stand and the
     repository has such releases."""
     for match in _PIECE.finditer(reading.marked):
-        start, text = match.start(), match[0]
-        if text[0] in "@." and reading.text[start - 1 : start].strip():
-            start, text = start + 1, text[1:]
-        text = text.rstrip(".+*/-") if not text.endswith(".*") else text
+        text = match[0].lstrip(".")
+        start = match.end() - len(text)
+        if tags is None or not tags.has(text):
+            name, at, rest = text.rpartition("@")
+            if at and (not name or (tags is not None and name.rpartition("/")[2].casefold() == tags.name)):
+                # `ruff@0.5.0`, or what is left of it behind the repository's mark.
+                reading.blank(start, start + len(name) + 1)
+                start, text = start + len(name) + 1, rest
+            text = text if text.endswith(".*") else text.rstrip(".+*/-")
         if text and _is_version(reading.marked, start, text, tags):
             reading.mark_version(start, start + len(text))
 
@@ -154,8 +169,8 @@ def take_versions(
     for side, pattern in _BOUNDS:
         taker.take(pattern, bound=side)
     taker.take(_SINCE, bound="from" if lists else "after")
-    if not lookup and not taker.versions.bounds:
-        taker.take_exact()
+    if not taker.versions.bounds:
+        taker.take_exact(_QUALIFIED if lookup else _EXACT)
     return taker.finish()
 
 
@@ -218,15 +233,15 @@ class _Taker:
             return ("from" if side == "after" else "before"), following
         return side, first
 
-    def take_exact(self) -> None:
+    def take_exact(self, pattern: re.Pattern[str]) -> None:
         """Versions named for themselves: "in 0.15.2", "Astro 4.0 and 4.1", "the 2.x series". A version that
         follows another word ("Python 3.8") is that word's."""
         position = 0
-        while (match := _EXACT.search(self._reading.marked, position)) is not None:
+        while (match := pattern.search(self._reading.marked, position)) is not None:
             position = match.end()
             before = self._reading.marked[: match.start()]
             text = self._reading.version_at(match.start("exact"))
-            named = _NAMED.search(before) or match.start() < match.start("exact")
+            named = _NAMED.search(before) or pattern is _QUALIFIED or match.start() < match.start("exact")
             continued = bool(self.versions.exact) and _CONTINUED.search(before)
             if named or ((_INTRODUCED.search(before) or continued) and self._known(text)):
                 self._exact(text, whole_line=match["line"] is not None)

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from kb_platform.retrieval.reading import REPOSITORY, REST, Reading
+from kb_platform.retrieval.version_wording import Newest
 from kb_platform.text.kinds import Kind
 
 
@@ -47,15 +48,14 @@ _CHANGES = re.compile(
 _LISTS = re.compile(
     rf"""\b(?:which|what|list|show|name|all|every|give)\b[^?.]{{0,60}}\b{_RELEASES}\b
       | \bwhat\ (?:was|were|has\ been|got|did\ {_REPO}|has\ {_REPO})\ (?:been\ )?(?:releas|publish|ship)\w*
+      | (?:^|{_REPO}\ )(?:stable\ )?{_RELEASES}\b
+      | \bwhen\ (?:was|did|were)\b.{{0,60}}\b(?:released|published|tagged|come\ out)
       | \b{_RELEASES}\ (?:published|released|tagged|between|since|in|from|of)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
 _FIRST = re.compile(
     rf"\b(?:first|earliest|oldest|initial)(?: (?:stable|ever|{_REPO}))* {_RELEASE}\b|\bfirst {_REPO}",
     re.IGNORECASE,
-)
-_WHEN_RELEASED = re.compile(
-    r"\bwhen (?:was|did|were) .{0,60}\b(?:released|published|come out|tagged)\b", re.IGNORECASE
 )
 
 _STABLE = re.compile(
@@ -142,7 +142,7 @@ note notes number order our overview package patch performance pin pinned plan p
 prerelease prereleases publish quarter relevant remove removed removes removal removals run running see security set short
 something stable summarise summarize summary support tell through today total under update updated updates updating upgrade
 upgraded upgrades upgrading use used using vulnerabilities vulnerability watch way week well within worry year yesterday
-no not made project team final your ours anything things thing stuff all-time ourselves let need happened landed land shipping ship ships behaviour behavior stays stay
+fix fixed no not made project team final your ours but exist exists oldest we're going go should expect expected still s come shipped oldest anything things thing stuff all-time ourselves let need happened landed land shipping ship ships behaviour behavior stays stay
 just only so far both inclusive during date dates dated period series line branch utc advisory advisories
 """
 _LEADING: Final = frozenset(_LEADING_WORDS.split())
@@ -173,17 +173,19 @@ def take_prerelease(reading: Reading) -> tuple[bool | None, str | None]:
     return None, None
 
 
-def intent_of(marked: str, *, topic: str, kinds: bool, versions: bool, period: bool, newest: bool) -> Intent:
+def intent_of(
+    marked: str, *, topic: str, kinds: bool, versions: bool, period: bool, newest: Newest | None
+) -> Intent:
     """What the question wants. With something left to search for, the release that did it."""
     if topic or _IDENTIFIER.search(marked):
         return Intent.LOOKUP
-    changes = asks_for_changes(marked)
     if _COUNT.search(marked):
         return Intent.COUNT
-    if _FIRST.search(marked) and not changes:
+    changes = asks_for_changes(marked) and (newest is None or newest.within or not kinds)
+    if newest is not None and not changes:
+        return Intent.LATEST if newest.count == 1 else Intent.RELEASES
+    if _FIRST.search(marked) and (kinds or not changes):
         return Intent.FIRST
-    if newest and not changes:
-        return Intent.LATEST
     if changes or kinds or (versions and not lists_releases(marked)):
         return Intent.CHANGES
     return Intent.RELEASES if period or versions or lists_releases(marked) else Intent.LOOKUP
@@ -217,9 +219,9 @@ def topic_of(marked: str) -> str:
     for pattern in _PHRASES:
         rest = pattern.sub(" ", rest)
     words = list(_WORDS.finditer(rest))
-    if all(word[0].lower() in _EMPTY for word in words):
+    if all(word[0].lower().partition("'")[0] in _EMPTY for word in words):
         return ""
-    first = next((word for word in words if word[0].lower() not in _LEADING), words[0])
+    first = next((word for word in words if word[0].lower().partition("'")[0] not in _LEADING), words[0])
     last = next((word for word in reversed(words) if word[0].lower() not in _TRAILING), words[-1])
     start, end = _with_brackets(rest, first.start(), last.end())
     return re.sub(r"\s+([,;:])", r"\1", " ".join(rest[start:end].split())).strip(" ,;:?!")

@@ -35,7 +35,8 @@ SEARCH_SETTINGS = {
 class Database:
     """A pool of connections, opened when first used.
 
-    `revive` is called when no connection can be made, once for each attempt; the embedded server starts again there.
+    `revive` is called when no connection can be made or one was lost; the embedded server starts again there. The
+    transaction that lost its connection fails all the same: only its owner knows whether to do it again.
     """
 
     def __init__(self, url: str, *, pool_size: int = 8, revive: Callable[[], object] | None = None) -> None:
@@ -75,7 +76,7 @@ class Database:
     def _connection(self) -> Generator[Connection]:
         pool = self._open_pool()
         try:
-            connection = pool.getconn(timeout=CONNECT_TIMEOUT_S)
+            connection = self._take(pool)
         except (PoolTimeout, psycopg.OperationalError) as error:
             raise DatabaseUnavailable(
                 f"no connection to {without_password(self.url)}: {error}",
@@ -86,12 +87,24 @@ class Database:
         except psycopg.OperationalError as error:
             if not _is_lost(connection, error):
                 raise
+            if self._revive is not None:
+                self._revive()
             raise DatabaseUnavailable(
                 f"the connection to {without_password(self.url)} was lost: {str(error).strip()}",
                 hint="the server stopped or restarted; do the same again, it goes on where it stopped",
             ) from error
         finally:
             pool.putconn(connection)
+
+    def _take(self, pool: ConnectionPool[Connection]) -> Connection:
+        try:
+            return pool.getconn(timeout=CONNECT_TIMEOUT_S)
+        except (PoolTimeout, psycopg.OperationalError):
+            # The pool asks a dead server again and again; that it recovers may take longer than the pool waits.
+            if self._revive is None:
+                raise
+            self._revive()
+            return pool.getconn(timeout=CONNECT_TIMEOUT_S)
 
     def _open_pool(self) -> ConnectionPool[Connection]:
         with self._opening:

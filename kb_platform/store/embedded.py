@@ -19,6 +19,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -45,6 +46,8 @@ shared_buffers = 256MB
 work_mem = 16MB
 maintenance_work_mem = 256MB
 max_wal_size = 2GB
+# After a crash all files go to disk first: one by one that took 5 s for an empty database, at once 0.4 s.
+recovery_init_sync_method = {sync_method}
 # Nothing replicates from an embedded server, and a table filled in the transaction that made it need not
 # be logged twice.
 wal_level = minimal
@@ -88,6 +91,8 @@ class EmbeddedServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._exclusively():
             self._hold()
+            if os.geteuid() == 0:
+                _let_through(self.data)
             if not (self.data / "PG_VERSION").exists():
                 self._initialise()
             self._make_socket_folder()
@@ -172,11 +177,11 @@ class EmbeddedServer:
             shutil.rmtree(left, ignore_errors=True)
         new = Path(tempfile.mkdtemp(prefix="new-", dir=self.folder))
         if os.geteuid() == 0:
-            _let_through(new)
             _give_to_system_user(new)
         self._run(
-            "initdb", "--auth=trust", "--encoding=utf8", "--locale=C.UTF-8", "-U", "postgres", "-D", new
-        )
+            "initdb", "--auth=trust", "--encoding=utf8", "--locale=C.UTF-8", "-U", "postgres",
+            f"--sync-method={_sync_method()}", "-D", new,
+        )  # fmt: skip
         with (new / "postgresql.conf").open("a") as configuration:
             configuration.write("\ninclude = 'kb-platform.conf'\n")
         new.rename(self.data)
@@ -207,36 +212,30 @@ class EmbeddedServer:
             return None
         return pid if f"postgres -D {self.data}" in _command_line(pid) else None
 
-    def _disown_stale_pid(self) -> None:
-        """Let PostgreSQL see that the process in `postmaster.pid` is not the server.
+    def _disown_stale_locks(self) -> None:
+        """Let PostgreSQL see that the process named in its lock files is not the server.
 
-        The rest of the file stays: by it PostgreSQL finds processes of the old server that still use the data. It takes
-        the parent of pg_ctl, this process, for no server.
+        It may be a bystander with the same number, or the dead server itself, where nobody collects the dead (in a
+        container whose first process is not an init). PostgreSQL takes the parent of pg_ctl, this process, for no server.
+        The rest of the files stays: by it PostgreSQL finds processes of the old server that still use the data.
         """
-        file = self.data / "postmaster.pid"
-        if file.exists():
-            _, newline, rest = file.read_text().partition("\n")
-            file.write_text(f"{os.getpid()}{newline}{rest}")
+        for file in (self.data / "postmaster.pid", self._socket_folder() / ".s.PGSQL.5432.lock"):
+            if file.exists():
+                _, newline, rest = file.read_text().partition("\n")
+                file.write_text(f"{os.getpid()}{newline}{rest}")
 
     def _launch(self) -> None:
         configuration = self.data / "kb-platform.conf"
-        configuration.write_text(CONFIGURATION.format(socket_folder=self._socket_folder()))
+        configuration.write_text(
+            CONFIGURATION.format(socket_folder=self._socket_folder(), sync_method=_sync_method())
+        )
         configuration.chmod(0o644)
-        self._disown_stale_pid()
+        self._disown_stale_locks()
         deadline = time.monotonic() + 30
         while True:
             started = self._run(
-                "pg_ctl",
-                "-w",
-                "-t",
-                START_TIMEOUT_S,
-                "-D",
-                self.data,
-                "-l",
-                self._log_file(),
-                "start",
-                check=False,
-            )
+                "pg_ctl", "-w", "-t", START_TIMEOUT_S, "-D", self.data, "-l", self._log_file(), "start", check=False
+            )  # fmt: skip
             if started.returncode == 0:
                 return
             # After kill -9 of the server its children hold the shared memory for a moment longer.
@@ -307,6 +306,11 @@ def running(home: Path) -> EmbeddedServer:
             _in_use[home] = server
         server.start()
         return server
+
+
+def _sync_method() -> str:
+    """How PostgreSQL brings all its files to disk; only Linux can sync a whole file system."""
+    return "syncfs" if sys.platform == "linux" else "fsync"
 
 
 def _command_line(pid: int) -> str:

@@ -69,13 +69,14 @@ class Lines:
         """A line with its line end; empty beyond the last."""
         return self.body[self.offset(line) : self.offset(line + 1)]
 
-    def trimmed(self, start: int, end: int) -> tuple[int, int]:
-        """The span without the blanks at its ends; empty at `start` when there is nothing else."""
-        text = self.body[start:end]
-        bare = text.lstrip()
-        start += len(text) - len(bare)
-        return start, start + len(bare.rstrip())
-
     def span(self, first: int, beyond: int, *, at_least: int = 0) -> tuple[int, int]:
         """The span of lines first … beyond-1 without the blanks at its ends, from `at_least` on."""
-        return self.trimmed(max(self.offset(first), at_least), max(self.offset(beyond), at_least))
+        return trimmed(self.body, max(self.offset(first), at_least), max(self.offset(beyond), at_least))
+
+
+def trimmed(body: str, start: int, end: int) -> tuple[int, int]:
+    """The span without the blanks at its ends; empty at its end when there is nothing else."""
+    text = body[start:end]
+    bare = text.lstrip()
+    start += len(text) - len(bare)
+    return start, start + len(bare.rstrip())

@@ -115,11 +115,7 @@ def _without_gaps(body: str, pieces: list[Piece]) -> Iterator[tuple[int | None, 
 
 
 def _gap(body: str, start: int, end: int, headings: tuple[str, ...]) -> Iterator[Piece]:
-    text = body[start:end]
-    bare = text.strip()
-    if not bare:
-        return
-    start += len(text) - len(text.lstrip())
-    is_markup = _DEFINITION.match(bare) or _SIGNS.fullmatch(bare)
-    for piece_start, piece_end in split_spans(body, start, start + len(bare)):
+    text = body[start:end].strip()
+    is_markup = _DEFINITION.match(text) or _SIGNS.fullmatch(text)
+    for piece_start, piece_end in split_spans(body, start, end):
         yield Piece(Role.MARKUP if is_markup else Role.TEXT, piece_start, piece_end, headings)

@@ -79,7 +79,7 @@ _HANDLE: Final = re.compile(
 )
 _ISSUE: Final = re.compile(
     r"(?i)(?:\b(?:PRs?|pull|issues?|fix(?:es|ed)?|close[sd]?|resolves|see|in|tickets?|GH)[ :-]{1,2})?"
-    r"(?:[\w.-]+/[\w.-]+)?(?<!&)#\d+\b"
+    r"(?:(?<![\w./-])[\w.-]+/[\w.-]+)?(?<!&)#\d+\b"
 )
 _PICTURE: Final = re.compile(
     r"[\u2190-\u21ff\u2300-\u23ff\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff\ufe0f\u200d]+"
@@ -184,7 +184,7 @@ def _without_empty(text: str) -> str:
 
 
 def _revealed(text: str) -> str:
-    return text.translate(_SHOW)
+    return text.translate(_SHOW).strip()
 
 
 # In this order. A step is tried only where its trigger occurs: most texts have little markup.

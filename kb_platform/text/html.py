@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from kb_platform.text.blocks import SUMMARY_LEVEL, Block, Shape
+from kb_platform.text.blocks import SUMMARY_LEVEL, Block, Shape, trimmed
 from kb_platform.text.cleaning import plain_text
 
 # `[^<>]*` stops at the next bracket, so that a run of "<" is scanned once.
@@ -72,9 +72,7 @@ class _Reader:
 
     def _report(self, until: int) -> None:
         """Report the text since the last block, which ends here."""
-        text = self.body[self.since : until]
-        start = self.since + len(text) - len(text.lstrip())
-        end = start + len(text.strip())
+        start, end = trimmed(self.body, self.since, until)
         shape, self.shape, self.since = self.shape, Shape.PARAGRAPH, until
         if start == end:
             return

@@ -10,7 +10,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from kb_platform.text.blocks import BOLD_LEVEL, Block, Lines, Shape
+from kb_platform.text.blocks import BOLD_LEVEL, Block, Lines, Shape, trimmed
 from kb_platform.text.cleaning import plain_text
 from kb_platform.text.html import html_blocks
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
-# Work that the block parser may be given, in lines plus list and quote marks plus table cells. The worst
+# Work that the block parser may be given, in lines plus list and quote marks plus table cells plus tags. The worst
 # measured shape (a paragraph that continues a quotation 15 levels deep) costs 42 µs a unit, so that this is
 # about a second; the largest of 4,362 real bodies has 1,946 units.
 MAX_WORK: Final = 20_000
@@ -41,7 +41,7 @@ _MAX_SETEXT_TITLE: Final = 100
 def work(body: str) -> int:
     """How much the block parser would have to do, in the units of MAX_WORK."""
     marks = sum(len(match.split()) + match.count(">") for match in _MARKS.findall(body))
-    return body.count("\n") + body.count("\r") + marks + body.count("|")
+    return marks + sum(body.count(sign) for sign in "\n\r|<")
 
 
 def markdown_blocks(body: str) -> list[Block]:
@@ -120,8 +120,8 @@ class _Reader:
         if token.markup in {"=", "-"} and (len(inline) > _MAX_SETEXT_TITLE or "\n" in inline):
             rule = max(start, self.lines.offset((token.map or (0, 1))[1] - 1))
             return [
-                Block(Shape.PARAGRAPH, *self.lines.trimmed(start, rule)),
-                Block(Shape.MARKUP, *self.lines.trimmed(rule, end)),
+                Block(Shape.PARAGRAPH, *trimmed(self.body, start, rule)),
+                Block(Shape.MARKUP, *trimmed(self.body, rule, end)),
             ]
         return [Block(Shape.HEADING, start, end, int(token.tag[1:]), plain_text(inline))]
 
@@ -136,7 +136,7 @@ class _Reader:
         if not title:
             return [Block(Shape.PARAGRAPH, start, end)]
         heading = Block(Shape.HEADING, start, start + len(first.rstrip()), BOLD_LEVEL, title)
-        rest = self.lines.trimmed(heading.end, end)
+        rest = trimmed(self.body, heading.end, end)
         return [heading, Block(Shape.PARAGRAPH, *rest)] if rest[0] < rest[1] else [heading]
 
     def _item(self, token: Token) -> Block:
@@ -155,4 +155,4 @@ def bold_title(line: str) -> str:
         return ""
     title = (match[1] or match[2] or match[3]).strip()
     is_prose = title.endswith(_SENTENCE_END) or title.rstrip(":").lower() in _NOTICES
-    return "" if is_prose else plain_text(title).rstrip(":")
+    return "" if is_prose else plain_text(title).rstrip(": ")

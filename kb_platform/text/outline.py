@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from kb_platform.text.blocks import LABEL_LEVEL, Block, Shape
+from kb_platform.text.blocks import LABEL_LEVEL, Block, Shape, trimmed
 from kb_platform.text.cleaning import bare_words, plain_text
 from kb_platform.text.splitting import LONGEST_WHOLE, PACKED, split_spans
 
@@ -73,7 +73,7 @@ class _Writer:
         """Write a run of blocks: headings nest below `path` and end with the run."""
         open_headings: list[tuple[int, str]] = []
         folds: list[int] = []
-        for index, block in enumerate(blocks):
+        for block, following in zip(blocks, _following(blocks), strict=True):
             if block.shape is not Shape.ITEM and open_headings and open_headings[-1][0] == LABEL_LEVEL:
                 self._flush((*path, *(title for _, title in open_headings)), owner)
                 open_headings.pop()
@@ -81,7 +81,7 @@ class _Writer:
                 self._flush((*path, *(title for _, title in open_headings)), owner)
                 del open_headings[folds.pop() :]
             headings = (*path, *(title for _, title in open_headings))
-            level = self._heading_level(block, blocks, index)
+            level = self._heading_level(block, following)
             if level:
                 self._flush(headings, owner)
                 while open_headings and open_headings[-1][0] >= level and len(open_headings) > _floor(folds):
@@ -96,14 +96,15 @@ class _Writer:
             self._block(block, headings, owner)
         self._flush((*path, *(title for _, title in open_headings)), owner)
 
-    def _heading_level(self, block: Block, blocks: Sequence[Block], index: int) -> int:
+    def _heading_level(self, block: Block, following: Block | None) -> int:
         """The level at which a block heads what follows it; 0 when it does not."""
+        if following is None:
+            return 0
         if block.shape is Shape.HEADING:
-            if not block.title or block.end - block.start > _MAX_TITLE * 4 or len(block.title) > _MAX_TITLE:
-                return 0
-            return block.level if _has_content(blocks, index, block.level) else 0
-        following = blocks[index + 1] if index + 1 < len(blocks) else None
-        if block.shape is Shape.PARAGRAPH and following is not None and following.shape is Shape.ITEM:
+            is_title = 0 < len(block.title) <= _MAX_TITLE and block.end - block.start <= LONGEST_WHOLE
+            is_empty = following.shape is Shape.HEADING and following.level <= block.level
+            return block.level if is_title and not is_empty else 0
+        if block.shape is Shape.PARAGRAPH and following.shape is Shape.ITEM:
             text = self.body[block.start : block.end]
             return LABEL_LEVEL if text.endswith(":") and _is_label(text) else 0
         return 0
@@ -144,7 +145,7 @@ class _Writer:
         for piece_start, piece_end in split_spans(self.body, start, end):
             if first is not None and role is Role.ITEM:
                 role, owner = Role.TEXT, first
-                headings = (*headings, _lead(self.body[start:end]))
+                headings = (*headings, *_lead(self.body[start:end]))
             self.pieces.append(Piece(role, piece_start, piece_end, headings, owner))
             first = len(self.pieces) - 1 if first is None else first
         return first
@@ -179,39 +180,36 @@ class _Writer:
             return
         index = self._write(Role.ITEM, item.start, children[own - 1].end, headings, owner)
         lead = _lead(self.body[children[0].start : children[0].end])
-        self.flow(children[own:], (*headings, lead), index)
+        self.flow(children[own:], (*headings, *lead), index)
 
     def _table(self, table: Block, headings: tuple[str, ...], owner: int | None) -> None:
         """A table in groups of rows; the column names go into the heading path of the groups after the first."""
         text = self.body[table.start : table.end]
-        columns = plain_text(text.split("\n", 1)[0])[:_MAX_TITLE]
+        columns = plain_text(text.split("\n", 1)[0])[:_MAX_TITLE].strip()
         begin, offset = table.start, table.start
         for row in text.splitlines(keepends=True):
             if offset + len(row.rstrip()) - begin > PACKED and offset > begin:
-                self._write(Role.TEXT, begin, _bare_end(self.body, begin, offset), headings, owner)
+                self._write(Role.TEXT, begin, trimmed(self.body, begin, offset)[1], headings, owner)
                 if begin == table.start and columns:
                     headings = (*headings, columns)
                 begin = offset
             offset += len(row)
-        self._write(Role.TEXT, begin, _bare_end(self.body, begin, table.end), headings, owner)
+        self._write(Role.TEXT, begin, table.end, headings, owner)
 
 
 def _floor(folds: list[int]) -> int:
     return folds[-1] if folds else 0
 
 
-def _bare_end(body: str, start: int, end: int) -> int:
-    return start + len(body[start:end].rstrip())
-
-
-def _has_content(blocks: Sequence[Block], index: int, level: int) -> bool:
-    """Whether something other than markup stands under the heading at `index`."""
-    for block in blocks[index + 1 :]:
-        if block.shape is Shape.HEADING:
-            return block.level > level
+def _following(blocks: Sequence[Block]) -> list[Block | None]:
+    """For each block the next one that is not mere markup."""
+    found: list[Block | None] = []
+    following: Block | None = None
+    for block in reversed(blocks):
+        found.append(following)
         if block.shape not in {Shape.MARKUP, Shape.FOLD, Shape.UNFOLD}:
-            return True
-    return False
+            following = block
+    return found[::-1]
 
 
 def _is_label(text: str) -> bool:
@@ -229,7 +227,7 @@ def _is_label(text: str) -> bool:
 
 def _label(text: str) -> str:
     """The title that a label gives; the hashes after "Updated dependencies" are not part of it."""
-    words = plain_text(_unmarked_item(text)).rstrip(":. ")
+    words = plain_text(_unmarked_item(text)).strip(":. ")
     match = _DEPENDENCIES.match(words)
     return match.group() if match else words
 
@@ -239,13 +237,15 @@ def _unmarked_item(text: str) -> str:
     return text[match.end() :] if match else text
 
 
-def _lead(text: str) -> str:
-    """The first words of a long item, to stand in the heading path of the rest."""
+def _lead(text: str) -> tuple[str, ...]:
+    """The first words of a long item, to stand in the heading path of the rest; empty when it has none."""
     words = bare_words(text[: 4 * _MAX_LEAD])
-    if len(words) <= _MAX_LEAD:
-        return words
-    sentence = words.find(". ", 0, _MAX_LEAD)
-    return words[:sentence] if sentence > 20 else words[:_MAX_LEAD].rsplit(" ", 1)[0] + "…"
+    if len(words) > _MAX_LEAD:
+        sentence = words.find(". ", 0, _MAX_LEAD)
+        words = (
+            words[:sentence].rstrip() if sentence > 20 else words[:_MAX_LEAD].rsplit(" ", 1)[0].rstrip() + "…"
+        )
+    return (words,) if words else ()
 
 
 def _has_words(text: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from kb_platform.text.blocks import Block, Lines, Shape
+from kb_platform.text.blocks import Block, Lines, Shape, trimmed
 from kb_platform.text.cleaning import plain_text
 
 # Beyond this many blocks the body is no release note; whole stretches of lines are reported instead, so that
@@ -59,7 +59,7 @@ def _stretches(body: str) -> list[Block]:
     begin = 0
     for offset in lines.starts[1:]:
         if offset - begin >= _STRETCH or offset == len(body):
-            start, end = lines.trimmed(begin, offset)
+            start, end = trimmed(body, begin, offset)
             if end > start:
                 blocks.append(Block(Shape.PARAGRAPH, start, end))
             begin = offset

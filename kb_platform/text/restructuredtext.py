@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from kb_platform.text.blocks import BOLD_LEVEL, Block, Lines, Shape
+from kb_platform.text.blocks import BOLD_LEVEL, Block, Lines, Shape, trimmed
 from kb_platform.text.cleaning import plain_text
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ _EVIDENCE: Final = re.compile(
     r"|^(?:~{4,}|\^{4,}|\"{4,})[ \t]*$"
 )
 _COUNTER_EVIDENCE: Final = re.compile(r"(?m)\]\((?:https?:|#|/)|^[ ]{0,3}(?:```|~~~[^~])|^#{1,6} \S")
+# docutils would end lines at these too, and then count differently.
+_NO_LINE_ENDS: Final = dict.fromkeys(map(ord, "\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " ")
 _MARK: Final = re.compile(r"(?:[-*+•‣⁃]|\(?(?:#|\w{1,9})[.)])[ \t]+")
 _TITLE_RULE: Final = re.compile(r"([^\w\s])\1*[ \t]*[\r\n]*")
 
@@ -82,7 +84,7 @@ def _document(body: str) -> nodes.document:
     settings.file_insertion_enabled = settings.raw_enabled = False
     settings.syntax_highlight = "none"
     document = new_document("release notes", settings)
-    Parser(inliner=Verbatim()).parse(body, document)
+    Parser(inliner=Verbatim()).parse(body.translate(_NO_LINE_ENDS), document)
     return document
 
 
@@ -164,7 +166,7 @@ class _Reader:
                 block.end = (
                     block.children[-1].end
                     if block.children
-                    else self.lines.trimmed(block.start, max(beyond, block.start))[1]
+                    else trimmed(self.lines.body, block.start, max(beyond, block.start))[1]
                 )
             beyond = block.start
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from kb_platform.text.blocks import trimmed
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,13 +27,16 @@ _SLAB: Final = 4_000
 
 def split_spans(body: str, start: int, end: int) -> list[tuple[int, int]]:
     """Spans within `body[start:end]`, in order, each at most LONGEST_WHOLE long, that leave out only blanks."""
+    start, end = trimmed(body, start, end)
     if end - start <= LONGEST_WHOLE:
-        return [(start, end)]
+        return [(start, end)] if start < end else []
     spans: list[tuple[int, int]] = []
     for slab_start, slab_end in _slabs(body, start, end):
         for offset, text in _splitter().chunk_indices(body[slab_start:slab_end]):
-            at = slab_start + offset
-            spans.append((at, at + len(text)))
+            # The splitter trims what Unicode calls white space; Python has more of it.
+            first, beyond = trimmed(body, slab_start + offset, slab_start + offset + len(text))
+            if first < beyond:
+                spans.append((first, beyond))
     return spans
 
 

@@ -258,8 +258,8 @@ class Tags:
             self._equal.setdefault(version.key, []).append(version)
         counts = Counter(version.prefix for version in self.versions)
         self.packages: tuple[str, ...] = tuple(package for package, _ in counts.most_common())
-        self._name = repository.rpartition("/")[2].casefold()
-        self.main = self._main(counts, self._name)
+        self.name = repository.rpartition("/")[2].casefold()
+        self.main = self._main(counts, self.name)
         self.width = self._width()
 
     def has(self, text: str) -> bool:
@@ -297,7 +297,7 @@ class Tags:
         return sorted(members, key=lambda version: version.key, reverse=True)[:count]
 
     def _pick(self, equal: Sequence[Version], package: str) -> Version | None:
-        if package and package not in self.packages and package.casefold() == self._name:
+        if package and package not in self.packages and package.casefold() == self.name:
             package = self.main
         for wanted in [package] if package else [self.main, ""]:
             if of_package := [version for version in equal if version.prefix == wanted]:

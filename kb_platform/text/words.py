@@ -54,7 +54,7 @@ SYNONYM_SHARE: Final = 0.5
 JOINED_SHARE: Final = 0.8
 
 _STOP_WORDS = """
-a an and any are as at be been being but by can could do does doing for from had has have having he her him his how i if
+a an and any are as at be been being but by can could did do does doing done for from had has have having he her him his how i if
 in into is it its itself just me might must my of on or our ours own please shall she should so some such than that the
 their them then there these they this those to too us was we were what when where whether which while who whom whose why
 will with would you your yours
@@ -69,13 +69,19 @@ _STOP: Final = frozenset(_STOP_WORDS.split())
 class Concept:
     """One thing that a question asks for.
 
-    `alternatives` are terms that may stand for `term`, each with the share of its weight that it is worth: the parts of an
-    identifier, synonyms of a word. `identifier` is true of anything that is not a plain word.
+    `parts` are the terms that an identifier is made of; `others` are terms that may stand for it, each with the share of
+    its weight that it is worth. `identifier` is true of anything that is not a plain word.
     """
 
     term: str
-    alternatives: dict[str, float]
+    parts: tuple[str, ...]
+    others: dict[str, float]
     identifier: bool
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Every term to look for → its weight in the question."""
+        return dict.fromkeys(self.parts, PART_SHARE) | self.others | {self.term: 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +96,7 @@ def query_terms(question_topic: str) -> dict[str, float]:
     """The terms to look for, each with its weight in the inner product: `concepts`, flattened."""
     weights: dict[str, float] = {}
     for concept in concepts(question_topic):
-        weights[concept.term] = 1.0
-        for term, share in concept.alternatives.items():
+        for term, share in concept.shares.items():
             weights[term] = max(share, weights.get(term, 0.0))
     return weights
 
@@ -106,12 +111,12 @@ def concepts(question_topic: str) -> list[Concept]:
         if not found or asked_tokens[position][1].casefold() in _STOP:
             continue
         term = found[0][0]
-        alternatives = {part: PART_SHARE for part, _ in found[1:] if part not in _STOP}
-        alternatives |= dict.fromkeys(_synonyms().get((term,), ()), SYNONYM_SHARE)
+        parts = tuple(part for part, _ in found[1:] if part not in _STOP)
+        others = dict.fromkeys(_synonyms().get((term,), ()), SYNONYM_SHARE)
         if plain[position]:
-            alternatives |= _of_neighbours(asked_tokens, plain, position)
-        alternatives.pop(term, None)
-        asked.setdefault(term, Concept(term, alternatives, identifier=not plain[position]))
+            others |= _of_neighbours(asked_tokens, plain, position)
+        others.pop(term, None)
+        asked.setdefault(term, Concept(term, parts, others, identifier=not plain[position]))
     return list(asked.values())
 
 

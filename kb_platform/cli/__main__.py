@@ -1,0 +1,5 @@
+"""`python -m kb_platform.cli` is `kb`."""
+
+from kb_platform.cli import main
+
+main()
