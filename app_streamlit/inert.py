@@ -229,7 +229,7 @@ class _Inline:
         run = _CODE_RUN.match(self.text, self.at)
         if run is None:
             return False
-        starts = self.runs[len(run[0])]
+        starts = self.runs.get(len(run[0]), [])
         while starts and starts[-1] < run.end():
             starts.pop()
         if not starts:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
 
 
-def when_upstream_is_new() -> dg.AutomationCondition[dg.AssetKey]:
+def when_upstream_is_new() -> dg.AutomationCondition[Any]:
     """Once for each news of an upstream asset in the same partition, and for partitions that were never made.
 
     Not while an upstream asset is missing or on its way, and not twice at a time. A run of the whole `refresh` job asks for

@@ -11,7 +11,7 @@ import dagster as dg
 from assets.stage import OWNERS
 
 GITHUB_RELEASES = dg.AssetKey(["github", "releases"])
-KAFKA_RELEASES = dg.AssetKey(["kafka", "releases"])
+KAFKA_EVENTS = dg.AssetKey(["kafka", "release_events"])
 
 
 def external_assets() -> list[dg.AssetSpec]:
@@ -29,7 +29,7 @@ def external_assets() -> list[dg.AssetSpec]:
             ),
         ),
         dg.AssetSpec(
-            KAFKA_RELEASES,
+            KAFKA_EVENTS,
             group_name="sources",
             kinds={"kafka"},
             owners=OWNERS,

@@ -16,13 +16,13 @@ def jobs() -> list[dg.UnresolvedAssetJobDefinition]:
     """Both jobs."""
     checks = dg.AssetSelection.checks(*whole_base_checks())
     return [
-        dg.define_asset_job(
+        dg.define_asset_job(  # pyright: ignore[reportUnknownMemberType] - a gap in dagster's own hints
             REFRESH,
             selection=dg.AssetSelection.assets(*STAGES) - checks,
             description="Bring repositories up to date from the log to the served index. Takes one repository or a range "
             "of them; what is up to date is only looked at.",
         ),
-        dg.define_asset_job(
+        dg.define_asset_job(  # pyright: ignore[reportUnknownMemberType]
             CHECKS,
             selection=checks,
             description="Check that the whole knowledge base adds up, every repository.",

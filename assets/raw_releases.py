@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.external import GITHUB_RELEASES, KAFKA_RELEASES
+from assets.external import GITHUB_RELEASES, KAFKA_EVENTS
 from assets.placement import on_cpu
 from assets.stage import check_result, failing_plainly, repositories_in_log, run_figures, stage
 from kb_platform.settings import Settings
@@ -43,7 +43,7 @@ def raw_releases(settings: Settings) -> dg.AssetsDefinition:
         description=DESCRIPTION,
         code_version="1",
         kinds={"python", "postgres"},
-        deps=[GITHUB_RELEASES, KAFKA_RELEASES],
+        deps=[GITHUB_RELEASES, KAFKA_EVENTS],
         checks=[
             dg.AssetCheckSpec(
                 "repositories_are_known",

@@ -130,7 +130,9 @@ def _refuse_to_serve_nothing(completed: Completed, served: IndexVersion | None) 
     if refused and served is None:
         raise dg.Failure(
             f"nothing can be served: {'; '.join(refused)}",
-            metadata={"gates": dg.MetadataValue.json({n: g.as_json() for n, g in completed.gates.items()})},
+            metadata={
+                "gates": dg.MetadataValue.json({str(n): g.as_json() for n, g in completed.gates.items()})
+            },
             allow_retries=False,
         )
 

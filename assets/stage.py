@@ -39,7 +39,7 @@ def stage(
     checks: Sequence[dg.AssetCheckSpec],
     op_tags: Mapping[str, Any],
     relation: str,
-    automation: dg.AutomationCondition[dg.AssetKey] | None = None,
+    automation: dg.AutomationCondition[Any] | None = None,
     pool: str | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Decorate a step of the main job. `relation`: where its rows are, for people who want to look."""

@@ -128,7 +128,9 @@ def main() -> int:
             beginning = Beginning(chunk.text)
             words = kind_of_words(beginning.words) or SILENT
             heading, weight = kind_of_headings(chunk.headings)
-            if heading and weight is Weight.STRONG:
+            if weight is not Weight.STRONG:
+                heading = None
+            if heading:
                 tables[half, "1. headings against words"][heading, words] += 1
             if beginning.prefix:
                 tables[half, "2. prefixes against words"][beginning.prefix, words] += 1

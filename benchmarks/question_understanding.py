@@ -11,7 +11,9 @@ DATA is the folder with releases/*.jsonl and golden/*.jsonl. `--wrong` lists wha
 - range ends: both bounds of "between A and B" in all its wordings, the kind, stable only, nothing else;
 - dates: the releases that the filters admit are exactly the expected ones;
 - CVE: the releases that the filters admit and whose notes contain what `mentions` says, exactly;
-- clean: questions that look for a deed get no filter but the repository, and a topic to search for.
+- clean: questions that look for a deed get no filter but the repository, and a topic to search for;
+- transferred: the same wordings with the names of other projects, as they are spoken of (project_names.json),
+  all of them known at once; here too, absent ones must get no filter.
 
 Repositories at even places of the sorted list were used to choose wordings and rules ("tuned"); the others
 ("held out") were not.
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import time
 from collections import defaultdict
@@ -30,8 +33,11 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+from kb_platform.retrieval.mentions import find_subject
 from kb_platform.retrieval.question import Intent, KnownRepository, Question, Understanding
-from kb_platform.text.versions import parse_version
+from kb_platform.retrieval.reading import Reading
+from kb_platform.retrieval.repository_names import RepositoryNames
+from kb_platform.text.versions import Tags, parse_version
 
 HALVES = ("tuned", "held out")
 TODAY = date(2026, 11, 21)
@@ -126,6 +132,40 @@ def judge(score: Score, golden: dict[str, Any], question: Question, releases: Re
         score.count("clean", clean, f"{what} {question.intent} {question.topic!r}")
 
 
+def wordings(questions: list[dict[str, Any]], repositories: list[KnownRepository]) -> list[str]:
+    """The questions with `{}` for the name of their project."""
+    names = RepositoryNames((repository, Tags(repository.tags)) for repository in repositories)
+    found: list[str] = []
+    for record in questions:
+        text = Reading(record["question"]).text
+        subject = find_subject(text, names)
+        if len(subject.mentions) == 1:
+            mention = subject.mentions[0]
+            found.append(
+                text[: mention.start].replace("{", "{{") + "{}" + text[mention.end :].replace("{", "{{")
+            )
+    return found
+
+
+def judge_transferred(templates: list[str], spoken: dict[str, list[str]], each: int) -> Score:
+    """`each` wordings for each name of each project; the same sample every time."""
+    tags = tuple(
+        f"{major}.{minor}.{patch}" for major in range(4) for minor in range(20) for patch in range(4)
+    )
+    repositories = [KnownRepository(name, tags) for name in spoken]
+    understanding, score, sample = Understanding(repositories, TODAY), Score(), random.Random(8)
+    for name, forms in spoken.items():
+        without = Understanding([repository for repository in repositories if repository.name != name], TODAY)
+        for text in (template.format(form) for form in forms for template in sample.sample(templates, each)):
+            found = understanding.understand(text).filters.repositories
+            score.count("repository recall", found == (name,), f"{name}: {text}")
+            if found:
+                score.count("repository precision", found == (name,), f"{name} {found}: {text}")
+            unfiltered = not without.understand(text).filters.repositories
+            score.count("absent: no filter", unfiltered, f"{text} (without {name})")
+    return score
+
+
 def show(scores: dict[str, Score]) -> None:
     """Print a table: a line for each figure, a column for each half."""
     figures = dict.fromkeys(figure for score in scores.values() for figure in score.asked)
@@ -195,6 +235,15 @@ def main() -> None:
             print(
                 *(f"  {half}: {wrong}" for half, score in scores.items() for wrong in score.wrong), sep="\n"
             )
+
+    spoken = json.loads((here / "project_names.json").read_text(encoding="utf-8"))
+    transferred = judge_transferred(wordings(golden + paraphrases, known(releases)), spoken, each=25)
+    print(
+        f"\ntransferred to {len(spoken)} other projects: {transferred.asked['repository recall']} questions"
+    )
+    show({"all": transferred})
+    if options.wrong:
+        print(*(f"  {wrong}" for wrong in transferred.wrong), sep="\n")
 
     times = time_questions(understanding, [record["question"] for record in golden])
     tags = sum(map(len, releases.values()))

@@ -16,14 +16,14 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from ranking_corpus import Asked, Corpus, WordIndex, answerable, best, embed, unanswerable
 
 from kb_platform.retrieval import ranking
-from kb_platform.retrieval.ranking import Evidence, Features, Inquiry, evidence, features, passes, rank
+from kb_platform.retrieval.ranking import Evidence, Features, measure, passes, rank
 from kb_platform.text import words
 from kb_platform.text.cleaning import embedding_text
 from kb_platform.text.words import index_terms, query_terms
@@ -80,10 +80,12 @@ def main() -> None:
 
 def example(corpus: Corpus, asked: Asked, vector: np.ndarray) -> Example:
     inquiry, candidates = corpus.candidates(asked.topic, vector, asked.repositories)
-    inquiry = Inquiry(inquiry.concepts, inquiry.idf, frozenset(asked.kinds))
+    inquiry = replace(inquiry, kinds=frozenset(asked.kinds))
     return Example(
         asked,
-        np.array([astuple(features(inquiry, candidate)) for candidate in candidates]).reshape(-1, len(NAMES)),
+        np.array([astuple(measure(inquiry, candidate)[0]) for candidate in candidates]).reshape(
+            -1, len(NAMES)
+        ),
         np.array(
             [c.repository == asked.repository and c.tag in asked.expected for c in candidates], dtype=bool
         ),
@@ -146,10 +148,10 @@ def table(
             topic = question.topic if filtered else question.question
             wanted = question.repositories if filtered else ()
             inquiry, candidates = corpus.candidates(topic, vector, wanted)
-            inquiry = Inquiry(inquiry.concepts, inquiry.idf, frozenset(question.kinds))
-            started = time.perf_counter()
+            inquiry = replace(inquiry, kinds=frozenset(question.kinds))
+            started = time.process_time()
             ordered = rank(inquiry, candidates)
-            fresh.append(time.perf_counter() - started)
+            fresh.append(time.process_time() - started)
             found.append(place(corpus, question, [release[r.candidate.key] for r in ordered]))  # type: ignore[index]
         return found
 
@@ -238,7 +240,7 @@ def refusals(corpus: Corpus, asked: Sequence[Asked], vectors: np.ndarray, tuning
         inquiry, candidates = corpus.candidates(question.topic, vector, question.repositories)
         ordered = rank(inquiry, candidates)
         if ordered and inquiry.concepts:
-            rows.append((question, evidence(inquiry, ordered[0].candidate), passes(inquiry, ordered)))
+            rows.append((question, measure(inquiry, ordered[0].candidate)[1], passes(inquiry, ordered)))
     # Paraphrases look like invented questions to words and to this model alike, so they teach the bar nothing.
     taught = [(q, e) for q, e, _ in rows if q.repository in tuning and q.kind != "paraphrase"]
     known = np.array([[e.coverage, e.cosine or 0.0, e.gap] for _, e in taught])

@@ -28,7 +28,6 @@ from resources.embedding import Configured, ConfiguredModelResource, EmbedderLoa
 from resources.progress import ProgressResource
 from resources.settings import SettingsResource
 from sensors.automation import automation_sensor
-from sensors.nightly import nightly_checks
 from sensors.staleness import stale_index_sensor
 
 
@@ -57,10 +56,17 @@ def build_defs(
         asset_checks=whole_base_checks(),
         jobs=jobs(),
         sensors=[stale_index_sensor(chosen, database), automation_sensor(chosen)],
-        schedules=[nightly_checks(chosen)],
         resources=_resources(settings, database, load_embedder, configured_model, progress),
         executor=executor(chosen),
     )
+
+
+def open_instance(settings: Settings) -> dg.DagsterInstance:
+    """The Dagster instance of the home folder, for a command that runs jobs itself; use it as a context manager."""
+    # SQLAlchemy and alembic take as long to import as all of this; only who needs the history pays.
+    from resources.dagster_storage import open_instance
+
+    return open_instance(settings)
 
 
 def refresh_in_process(
@@ -73,7 +79,8 @@ def refresh_in_process(
     configured_model: Configured | None = None,
     progress: Progress | None = None,
 ) -> RefreshResult:
-    """Bring stale repositories (of these, or all) up to date in this process; the runs are recorded in `instance`.
+    """Bring stale repositories (of these, or all) up to date in this process; the runs are recorded in `instance`
+    (see `open_instance`).
 
     Raises NotKnown for a repository that is not in the log; what fails in a run is in the result.
     """

@@ -58,6 +58,9 @@ retention:
       skipped: 2
       failure: 30
       success: 7
+# No questions about newsletters.
+nux:
+  enabled: false
 telemetry:
   enabled: false
 """

@@ -38,7 +38,7 @@ class KnowledgeBaseStorage(DagsterPostgresStorage):
             postgres_url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=20, pool_pre_ping=True
         )
         for part in (self._run_storage, self._event_log_storage, self._schedule_storage):
-            part._engine = engine  # noqa: SLF001 - there is no other way to choose the pool
+            part._engine = engine  # pyright: ignore[reportPrivateUsage] - there is no other way
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:

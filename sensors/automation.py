@@ -17,5 +17,5 @@ def automation_sensor(settings: Settings) -> dg.AutomationConditionSensorDefinit
         default_status=default_sensor_status(settings),
         minimum_interval_seconds=30,
         description="New raw releases flow to the index: whatever is materialised upstream is followed downstream, "
-        "repository by repository.",
+        "repository by repository. At night it has the whole knowledge base checked.",
     )

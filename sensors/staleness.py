@@ -30,7 +30,7 @@ def stale_index_sensor(settings: Settings, database: Database | None = None) -> 
     patience: Patience[Work] = Patience(MOST_SECONDS)
     look = _look(database)
 
-    @dg.sensor(
+    @dg.sensor(  # pyright: ignore[reportUnknownMemberType] - a gap in dagster's own hints
         name="stale_index",
         job_name=REFRESH,
         minimum_interval_seconds=SECONDS_BETWEEN,

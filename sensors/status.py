@@ -1,4 +1,4 @@
-"""Whether sensors and schedules are switched on from the start (`KB_SENSORS_ON`)."""
+"""Whether sensors are switched on from the start (`KB_SENSORS_ON`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,3 @@ from kb_platform.settings import Settings
 def default_sensor_status(settings: Settings) -> dg.DefaultSensorStatus:
     """What a sensor does until a person switches it in the UI."""
     return dg.DefaultSensorStatus.RUNNING if settings.sensors_on else dg.DefaultSensorStatus.STOPPED
-
-
-def default_schedule_status(settings: Settings) -> dg.DefaultScheduleStatus:
-    """What a schedule does until a person switches it in the UI."""
-    return dg.DefaultScheduleStatus.RUNNING if settings.sensors_on else dg.DefaultScheduleStatus.STOPPED

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from kb_platform.store.database import Database
 from kb_platform.store.embedded import EmbeddedServer
@@ -85,7 +86,11 @@ def make_database(server: EmbeddedServer, migrated_template: str) -> Generator[C
     def make() -> Database:
         name = f"kb_test_{os.getpid()}_{next(_numbers)}"
         with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                    sql.Identifier(name), sql.Identifier(migrated_template)
+                )
+            )
         made.append((name, Database(server.url(name), pool_size=8)))
         return made[-1][1]
 
@@ -94,7 +99,7 @@ def make_database(server: EmbeddedServer, migrated_template: str) -> Generator[C
         database.close()
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         for name, _ in made:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture

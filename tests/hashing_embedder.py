@@ -59,4 +59,4 @@ class HashingEmbedder:
         for word in re.findall(r"\w+", text.lower()):
             hashed = zlib.crc32(word.encode())
             vector[hashed % self.model.dimension] += 1.0 if hashed & 0x8000_0000 else -1.0
-        return vector / np.linalg.norm(vector)
+        return (vector / np.linalg.norm(vector)).astype(np.float32)

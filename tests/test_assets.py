@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -69,10 +70,15 @@ class Platform:
         assert materialization is not None
         return {name: item.value for name, item in materialization.metadata.items()}
 
-    def evaluate_automation(self, cursor: Any) -> dg.EvaluateAutomationConditionsResult:
-        """One tick of the automation sensor."""
+    def evaluate_automation(
+        self, cursor: Any, *, checks: bool = False, at: datetime | None = None
+    ) -> dg.EvaluateAutomationConditionsResult:
+        """One tick of the automation sensor, for the assets or for the checks."""
+        selection = (
+            dg.AssetSelection.all_asset_checks() if checks else dg.AssetSelection.all().without_checks()
+        )
         return dg.evaluate_automation_conditions(
-            self.defs, instance=self.instance, asset_selection=dg.AssetSelection.all(), cursor=cursor
+            self.defs, instance=self.instance, asset_selection=selection, cursor=cursor, evaluation_time=at
         )
 
     def check(self, asset: str, name: str) -> Any:
@@ -483,6 +489,17 @@ def test_a_repository_whose_releases_are_not_in_yet_is_waited_for(platform: Plat
         dg.AssetMaterialization("raw_releases", partition="one/alpha")
     )
     assert platform.evaluate_automation(first.cursor).total_requested == 3
+
+
+def test_the_whole_knowledge_base_is_checked_once_a_night(platform: Platform) -> None:
+    evening = datetime(2026, 3, 1, 22, tzinfo=UTC)
+    tick = platform.evaluate_automation(None, checks=True, at=evening)
+    requested = [tick.total_requested]
+    for hours in (4, 6, 8, 27, 30):
+        tick = platform.evaluate_automation(tick.cursor, checks=True, at=evening + timedelta(hours=hours))
+        requested.append(tick.total_requested)
+    # At 02:00, 04:00, 06:00, and the next night at 01:00 and 04:00.
+    assert requested == [0, 0, 2, 0, 0, 2]
 
 
 # --- the graph ---

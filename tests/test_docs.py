@@ -7,9 +7,8 @@ check that finds nothing wrong in a document with a line missing is no check.
 from __future__ import annotations
 
 import ast
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,19 +16,10 @@ import pytest
 import typer
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
-from typer.testing import CliRunner
 
-from kb_platform import sample_corpus
-from kb_platform.retrieval.filters import Filters
 from kb_platform.settings import Settings
-from kb_platform.stages import promotion
-from kb_platform.stages.chunking import chunk_repository
-from kb_platform.stages.embedding import embed_repositories
-from kb_platform.stages.importing import import_files
-from kb_platform.stages.indexing import complete_versions, ensure_version, index_repositories
 from kb_platform.store.database import Database
 from tests.documents import (
-    DOCS,
     ROOT,
     blocks,
     codes,
@@ -43,7 +33,6 @@ from tests.documents import (
     tables,
     targets,
 )
-from tests.hashing_embedder import HashingEmbedder, hashing_model
 
 VIEWS = (
     "current_releases", "release_observations", "current_chunks", "index_versions", "quarantine", "repositories",
@@ -197,6 +186,13 @@ def unknown_commands(text: str, known: Mapping[str, Any], made: set[str]) -> lis
             wrong += [f"make {word}" for word in words[1:] if "=" not in word and word not in made]
         elif words[0] == "kb":
             name = next((" ".join(words[:n]) for n in (3, 2) if " ".join(words[:n]) in known), None)
+            if name is None and words[-1] in ("--help", "-h"):
+                wrong += (
+                    []
+                    if any(f"{one} ".startswith(" ".join(words[:-1]) + " ") for one in known)
+                    else [" ".join(words)]
+                )
+                continue
             if name is None:
                 wrong.append(" ".join(words[:3]))
                 continue
@@ -223,15 +219,22 @@ def test_the_readme_leads_with_the_two_commands_and_the_pictures() -> None:
     assert {"docs/images/asset-graph.png", "docs/images/app.png"} <= set(targets(text))
 
 
-def test_every_benchmark_that_is_named_exists_and_is_named() -> None:
-    text = "\n".join(path.read_text(encoding="utf-8") for path in markdown_files())
-    named = set(re.findall(r"benchmarks/\w+\.py", text))
-    there = {
-        f"benchmarks/{path.name}"
-        for path in project_files()
-        if path.parent == ROOT / "benchmarks" and path.suffix == ".py"
+def test_every_benchmark_that_is_named_exists_and_every_one_is_named() -> None:
+    named = {
+        name
+        for path in markdown_files()
+        for name in re.findall(r"benchmarks/\w+\.py", path.read_text(encoding="utf-8"))
     }
-    assert named == {name for name in there if not name.endswith("__init__.py")}
+    files = {
+        f"benchmarks/{path.name}": path for path in project_files() if path.parent == ROOT / "benchmarks"
+    }
+    run_by_hand = {
+        name
+        for name, path in files.items()
+        if path.suffix == ".py" and "__main__" in path.read_text(encoding="utf-8")
+    }
+    assert named - files.keys() == set()
+    assert run_by_hand - named == set()
 
 
 # --- quarantine -------------------------------------------------------------------------------------------
@@ -372,146 +375,3 @@ def test_every_table_view_and_function_is_documented(database: Database) -> None
     assert {name for name, is_view in relations if is_view} == set(VIEWS)
     titles = {title.partition("(")[0] for _, title, _ in headings(text)}
     assert {f"kb.{name}" for (name,) in functions} <= titles
-
-
-# --- a small knowledge base, on which the documents' examples run -----------------------------------------
-
-
-@pytest.fixture
-def small(database: Database, tmp_path: Path) -> Database:
-    """A knowledge base of one repository of the sample corpus, indexed with the tests' model, and one bad record."""
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"id": 1, "tag_name": "1.0"\n')
-    import_files(database, [sample_corpus.releases_folder() / "pgvector__pgvector.jsonl", bad], Settings())
-    ensure_version(database, hashing_model)
-    chunk_repository(database, "pgvector/pgvector")
-    embed_repositories(database, ["pgvector/pgvector"], HashingEmbedder)
-    index_repositories(database, ["pgvector/pgvector"])
-    assert complete_versions(database).promoted is not None
-    return database
-
-
-def test_the_sql_examples_run_and_find_something(small: Database) -> None:
-    examples = [
-        example for path in DOCS.glob("*.md") for example in blocks(path.read_text(encoding="utf-8"), "sql")
-    ]
-    assert len(examples) >= 5
-    for example in examples:
-        with small.snapshot() as connection:
-            assert connection.execute(example.encode()).fetchall(), f"nothing is found by\n{example}"
-
-
-TYPES: Mapping[str, Callable[[object], bool]] = {
-    "string": lambda value: isinstance(value, str),
-    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "boolean": lambda value: isinstance(value, bool),
-    "object": lambda value: isinstance(value, dict),
-    "array": lambda value: isinstance(value, list),
-    "null": lambda value: value is None,
-}
-
-
-def fields_in(document: object, path: str = "") -> Iterable[tuple[str, object]]:
-    """Every field of a JSON document with its path: `results[].tag`."""
-    if isinstance(document, dict):
-        for name, value in document.items():
-            inside = f"{path}.{name}" if path else str(name)
-            yield inside, value
-            yield from fields_in(value, inside)
-    elif isinstance(document, list):
-        for value in document:
-            yield from fields_in(value, f"{path}[]")
-
-
-def field_gaps(text: str, document: object) -> list[str]:
-    """What a section gets wrong of a JSON document. A segment like `<name>` stands for any; `…` for anything within."""
-    written = [(codes(row["field"])[0], row) for row in rows(text)]
-    found = list(fields_in(document))
-    gaps: list[str] = []
-    seen: set[str] = set()
-    for path, value in found:
-        match = next(((name, row) for name, row in written if _covers(name, path)), None)
-        if match is None:
-            gaps.append(f"{path} is not there")
-            continue
-        name, row = match
-        seen.add(name)
-        if not name.endswith("…") and not any(TYPES[kind](value) for kind in row["type"].split(" or ")):
-            gaps.append(f"{path} is {value!r:.40}, not {row['type']}")
-    gaps += [
-        f"{name} does not exist" for name, row in written if row["present"] == "always" and name not in seen
-    ]
-    return list(dict.fromkeys(gaps))
-
-
-def _covers(pattern: str, path: str) -> bool:
-    if pattern.endswith("…"):
-        return path.startswith(pattern.removesuffix("…"))
-    parts = re.split(r"<\w+>", pattern)
-    return re.fullmatch(".+".join(map(re.escape, parts)), path) is not None
-
-
-def test_the_json_of_every_reading_command_is_as_documented(small: Database, tmp_path: Path) -> None:
-    text = read("docs/interfaces.md")
-    environment = {"KB_DATABASE_URL": small.url, "KB_HOME": str(tmp_path / "home")}
-    runs = {
-        "kb search": ["search", "hnsw index build in parallel", "--json"],
-        "kb ask": ["ask", "Which pgvector version added parallel builds for HNSW?", "--json"],
-        "kb changes": ["changes", "pgvector/pgvector", "0.6.0..0.8.0", "--json"],
-        "kb show with a tag": ["show", "pgvector/pgvector", "v0.8.0", "--json"],
-        "kb show without a tag": ["show", "pgvector/pgvector", "--json"],
-        "kb status": ["status", "--json"],
-        "kb doctor": ["doctor", "--json"],
-        "kb init": ["init", "--json"],
-        "kb index list": ["index", "list", "--json"],
-        "kb quarantine list": ["quarantine", "list", "--json"],
-        "kb quarantine show": ["quarantine", "show", "1", "--json"],
-        "kb database url": ["database", "url", "--json"],
-        "kb import": [
-            "import",
-            str(sample_corpus.releases_folder() / "encode__httpx.jsonl"),
-            "--no-refresh",
-            "--json",
-        ],
-    }
-    for title, words in runs.items():
-        document = run_json(words, environment)
-        assert field_gaps(section(text, title), document) == [], title
-
-
-def test_the_json_of_a_refresh_is_as_documented() -> None:
-    from kb_platform.cli.refreshing import as_json
-    from kb_platform.definitions import RefreshResult
-
-    done = RefreshResult(
-        stage_seconds={"chunks": 1.5}, run_ids=["an id"], promoted_version=2, recall_at_10=1.0
-    )
-    for result in (done, RefreshResult(problems=["chunks: no connection"], warnings=["one record waits"])):
-        assert field_gaps(section(read("docs/interfaces.md"), "kb refresh"), as_json(result)) == []
-
-
-def test_the_json_of_gates_and_filters_is_as_documented(small: Database) -> None:
-    text = read("docs/interfaces.md")
-    assert field_gaps(section(text, "The gate"), promotion.examine(small, 1).as_json()) == []
-    assert {codes(row["field"])[0] for row in rows(section(text, "Filters"))} == set(Filters.model_fields)
-
-
-def run_json(words: Sequence[str], environment: Mapping[str, str]) -> Any:
-    """The JSON document that a command prints."""
-    from kb_platform.cli.command import app
-
-    done = CliRunner().invoke(app, list(words), env=dict(environment), catch_exceptions=False)
-    assert done.exit_code in (0, 1), done.output
-    assert done.stdout.startswith("{"), done.output
-    return json.loads(done.stdout)
-
-
-def test_a_wrong_field_is_noticed() -> None:
-    text = (
-        "| field | type | present | meaning |\n|---|---|---|---|\n| `a` | array | always | x |\n"
-        "| `a[].b` | string | always | x |\n| `c.<name>` | number | always | x |\n| `c` | object | always | x |\n"
-    )
-    assert field_gaps(text, {"a": [{"b": "x"}], "c": {"o/r": 1}}) == []
-    assert field_gaps(text, {"a": [{"b": None}], "c": {"o/r": 1}}) == ["a[].b is None, not string"]
-    assert field_gaps(text, {"a": [{"b": "x", "d": 1}], "c": {"o/r": 1}}) == ["a[].d is not there"]
-    assert field_gaps(text, {"a": [], "c": {"o/r": 1}}) == ["a[].b does not exist"]

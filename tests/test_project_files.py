@@ -8,9 +8,11 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import json
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +44,7 @@ def dead_links(text: str, path: Path) -> list[str]:
             continue
         name, _, fragment = unquote(target).partition("#")
         file = (path.parent / name).resolve() if name else path
-        if not file.exists():
+        if name and not file.exists():
             dead.append(f"{target}: no such file")
         elif fragment and fragment not in anchors(text if file == path else file.read_text(encoding="utf-8")):
             dead.append(f"{target}: no such heading")
@@ -209,6 +211,28 @@ def test_a_trace_of_a_machine_is_noticed() -> None:
     ]
     assert traces("from inner.example.net", ["inner.example.net"]) == ["inner.example.net"]
     assert traces("cd ~/work/x; ls /home/user/x; https://example.org/home/work/x ./root/x /repos/o/r") == []
+
+
+# --- the checks that are not tests ------------------------------------------------------------------------
+
+
+def test_the_type_checker_is_strict_over_all_packages(tmp_path: Path) -> None:
+    configuration = read("pyproject.toml")
+    assert set(tomllib.loads(configuration)["tool"]["pyright"]["include"]) == set(OURS)
+    (tmp_path / "pyproject.toml").write_text(re.sub(r"(?m)^venv(Path)? = .*\n", "", configuration))
+    for package in OURS:
+        (tmp_path / package).mkdir()
+        # Only strict mode minds a parameter without a type.
+        (tmp_path / package / "sample.py").write_text("def double(number):\n    return number * 2\n")
+    checker = Path(sys.executable).with_name("basedpyright")
+    done = subprocess.run(
+        [checker, "--outputjson"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    errors = [
+        found for found in json.loads(done.stdout)["generalDiagnostics"] if found["severity"] == "error"
+    ]
+    assert done.returncode == 1
+    assert {Path(found["file"]).parent.name for found in errors} == set(OURS)
 
 
 # --- continuous integration -------------------------------------------------------------------------------

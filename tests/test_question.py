@@ -7,6 +7,7 @@ measured by benchmarks/question_understanding.py, and a floor is held here.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -210,6 +211,10 @@ NO_REPOSITORY = [
     "What changed in Angular between 16 and 17?",
     "Which Pydantic AI release fixed agents?",
     "Which release fixed CVE-2024-35195?",
+    "Which axum release improved compatibility with legacy numpy versions?",
+    "What is the first axum version with a fix for numpy 2.0 arrays?",
+    "Which Kong release fixed racey redis-py's transport?",
+    "Which Pandas release is faster: in numpy between 1.25 and 1.26?",
     "text/vite and core/express are paths",
     "",
 ]
@@ -345,7 +350,19 @@ def test_aliases_are_names() -> None:
     assert question.filters.repositories == ("acme/monolith",)
 
 
-def test_what_follows_two_thousand_characters_is_searched_for_only() -> None:
+HOSTILE = ["which ", "a ", "stable ", "1.2 ", "uv and ", "uv (", "release of the ", "..", "a-", "@", "between 0.3.0 ", "did a b c ",
+           "March 2024 ", "x", "9", "Aa ", "version ", "upgrading ", "how many ", "(", "which stable a ", "\u00e9-"]  # fmt: skip
+
+
+def test_hostile_texts_cost_no_more_than_long_ones() -> None:
+    """A pattern that backtracks over the whole text takes seconds here; 8 s was seen for "stable " × 300."""
+    started = time.perf_counter()
+    for part in HOSTILE:
+        UNDERSTANDING.understand("which " + part * (2_000 // len(part)))
+    assert time.perf_counter() - started < 10
+
+
+def test_what_follows_a_thousand_characters_is_searched_for_only() -> None:
     log = "panic: out of range " * 200
     question = UNDERSTANDING.understand(
         f"Which uv release fixed this? {log} in kubernetes between 1.28 and 1.30"
@@ -450,6 +467,8 @@ def test_aliases_from_bodies() -> None:
         ("datasets", "datasette", False),
         ("psycopg2", "psycopg", False),
         ("vite", "vita", False),
+        ("nextjs", "nestjs", False),
+        ("prometeus", "prometheus", True),
         ("opentelemtry-pyhton", "opentelemetry-python", True),
         ("numpy", "numpy", False),
     ],

@@ -19,7 +19,7 @@ from kb_platform.retrieval.ranking import (
     Candidate,
     Features,
     Inquiry,
-    features,
+    measure,
     passes,
     rank,
 )
@@ -115,7 +115,7 @@ def test_words_close_together_and_in_order_are_worth_more() -> None:
     inquiry, found = candidates(
         "fuel gauge", ["The fuel gauge leaks", "A gauge of lines that carry the fuel"]
     )
-    near, far = (features(inquiry, candidate) for candidate in found)
+    near, far = (measure(inquiry, candidate)[0] for candidate in found)
     assert near.coverage == far.coverage == pytest.approx(1.0)
     assert near.order > far.order == 0.0
 

@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -122,7 +123,7 @@ def test_there_and_back_again_is_three_observations(database: Database) -> None:
 
 
 def test_every_field_of_a_release_counts_as_an_edit_and_nothing_else_does(database: Database) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "tag_name": "v9",
         "name": "Renamed",
         "body": "Other",
@@ -171,7 +172,7 @@ def test_the_log_keeps_the_very_bytes(database: Database) -> None:
         "UPDATE kb.release_observations SET body = 'other'",
     ],
 )
-def test_nothing_in_the_log_is_changed_or_removed(database: Database, statement: str) -> None:
+def test_nothing_in_the_log_is_changed_or_removed(database: Database, statement: LiteralString) -> None:
     with database.transaction() as connection:
         append(connection, observed(1))
     with (

@@ -299,6 +299,3 @@ def test_sensors_run_from_the_start_only_when_the_settings_say_so(on: bool) -> N
     sensors = {sensor.name: sensor for sensor in defs.sensors or []}
     assert set(sensors) == {"stale_index", "automation"}
     assert {s.default_status == dg.DefaultSensorStatus.RUNNING for s in sensors.values()} == {on}
-    (schedule,) = defs.schedules or []
-    assert isinstance(schedule, dg.ScheduleDefinition)
-    assert (schedule.default_status == dg.DefaultScheduleStatus.RUNNING) is on

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -191,8 +192,15 @@ def verify_files(model: LocalModel, folder: Path) -> None:
 
 
 def _sha256(files: list[Path]) -> str:
+    stats = [(file, file.stat()) for file in files]
+    return _sha256_of(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
+
+
+@lru_cache(maxsize=32)
+def _sha256_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Read once a process: a model is described and then loaded. Size and time of change notice another file."""
     digest = hashlib.sha256()
-    for file in files:
+    for file, _, _ in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)

@@ -214,7 +214,7 @@ class LocalEmbedder:
         """Vectors of a batch; None when memory ran out and a smaller one may fit."""
         try:
             vectors = engine.encode(batch)
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, IndexError) as error:
             if not is_out_of_memory(error):
                 raise EmbeddingError(
                     f"{engine.name} failed on {len(batch)} texts, first of {excerpt(first_text)}: {error}",
@@ -228,7 +228,7 @@ class LocalEmbedder:
         else:
             if vectors.shape != (len(batch), self._model.dimension):
                 raise ModelError(
-                    f"the model {self._model.id} gave vectors of {vectors.shape[1:]} dimensions, not of "
+                    f"the model {self._model.id} gave vectors of {vectors.shape[1]} dimensions, not of "
                     f"{self._model.dimension}",
                     hint="Describe the model anew from its files (model_from_id), and build a new index version.",
                 )

@@ -224,8 +224,13 @@ def checked_url(url: str) -> str:
 
     A model is stored and printed, so an address that carries a password or a query string is refused.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        # A port that is no number, or a bracket without its partner.
+        parts, usable = urlsplit(""), False
+    if not usable:
         raise ModelError(
             f"{_without_userinfo(url)!r} is not an address of an embeddings server",
             hint="Write it as http://host:port or https://host",

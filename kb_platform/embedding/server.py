@@ -16,11 +16,15 @@ from typing import Any
 import httpx2
 import stamina
 from pydantic import SecretStr
+from stamina.instrumentation import LoggingOnRetryHook, set_on_retry_hooks
 
 from kb_platform.errors import EmbeddingError, SettingsError
 
 # A batch of 512 vectors of 4,096 numbers is about 45 MB of JSON.
 _MAX_BODY_BYTES = 128 * 1024 * 1024
+
+# Where structlog is installed, stamina prints each retry to standard output, which belongs to `--json`.
+set_on_retry_hooks([LoggingOnRetryHook])
 
 # 408 and 425 ask for another try, 424 is TEI's "the backend failed on this batch", 429 "too many requests".
 _TRANSIENT = frozenset({408, 424, 425, 429})
@@ -65,7 +69,13 @@ class Server:
     """JSON over HTTP with retries, safe to use from several threads."""
 
     def __init__(
-        self, url: str, *, api_key: SecretStr | None, timeout_s: float, retries: Retries | None = None
+        self,
+        url: str,
+        *,
+        api_key: SecretStr | None,
+        timeout_s: float,
+        retries: Retries | None = None,
+        most_bytes: int = _MAX_BODY_BYTES,
     ) -> None:
         self.url = url
         self._secret = api_key.get_secret_value() if api_key else ""
@@ -75,6 +85,7 @@ class Server:
                 hint="Check the setting for a line break or a pasted quotation mark.",
             )
         self._timeout_s = timeout_s
+        self._most_bytes = most_bytes
         self._retries = retries or Retries()
         # Redirects are not followed: they would carry the key to an address that nobody chose.
         self._client = httpx2.Client(
@@ -158,9 +169,9 @@ class Server:
             body += block
             if time.monotonic() > deadline:
                 raise _TryAgainError(f"the answer was not complete within {self._timeout_s:g} s")
-            if len(body) > _MAX_BODY_BYTES:
+            if len(body) > self._most_bytes:
                 raise EmbeddingError(
-                    f"the answer of {self.url} is longer than {_MAX_BODY_BYTES} bytes",
+                    f"the answer of {self.url} is longer than {self._most_bytes} bytes",
                     hint="Check that the address is an embeddings server.",
                 )
         return bytes(body)

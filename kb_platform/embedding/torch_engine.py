@@ -10,11 +10,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
+from safetensors import SafetensorError
 from torch import Tensor
 
 from kb_platform.embedding.bert import BertShape, BertWeights, Layer, arrange, runs
@@ -203,15 +205,21 @@ class AutoModelEngine(TorchEngine):
 
 
 def _load(files: Sequence[Path]) -> dict[str, Tensor]:
-    read = cast("Callable[[Path], dict[str, Tensor]]", safetensors.torch.load_file)  # pyright: ignore[reportUnknownMemberType] - untyped
     named: dict[str, Tensor] = {}
     for file in files:
-        if file.suffix == ".safetensors":
-            named |= read(file)
-        else:
-            # weights_only: a pickle may run any code, this reads tensors alone.
-            named |= torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            named |= _read(file)
+        except (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+            raise ModelError(f"{file} cannot be read: {error}", hint="Download the model again.") from error
     return named
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        read = cast("Callable[[Path], dict[str, Tensor]]", safetensors.torch.load_file)  # pyright: ignore[reportUnknownMemberType] - untyped
+        return read(file)
+    # weights_only: a pickle may run any code, this reads tensors alone.
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def available_cores() -> int:

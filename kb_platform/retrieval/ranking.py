@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import pairwise
+from operator import mul
 from typing import Final
 
 from kb_platform.text.terms import sized_terms, terms
@@ -64,26 +66,33 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
-    """What is asked: the topic's concepts, the idf of every term in them, and the kinds of change that were named."""
+    """What is asked: the topic's concepts, what each is worth, and the kinds of change that were named.
+
+    `worths` are idf; of a concept that may be said otherwise: of the commonest way to say it. `attainable` is the sum of
+    idf over the topic's own terms, which `words.query_terms` weighs with 1.
+    """
 
     concepts: tuple[Concept, ...]
-    idf: Mapping[str, float]
+    worths: tuple[float, ...]
+    attainable: float
     kinds: frozenset[str] = frozenset()
 
     @classmethod
     def about(cls, topic: str, idf: Mapping[str, float], kinds: Iterable[str] = ()) -> Inquiry:
-        """`idf` has at least the terms of `terms_of(topic)`; one that is absent counts as unknown to the index."""
-        return cls(tuple(concepts(topic)), idf, frozenset(str(kind) for kind in kinds))
+        """`idf` of the terms of `terms_of(topic)`; a term that it lacks adds nothing."""
+        asked = tuple(concepts(topic))
+        ways = [[idf[term] for term in (c.term, *c.others) if term in idf] for c in asked]
+        return cls(
+            concepts=asked,
+            worths=tuple(min(values, default=0.0) for values in ways),
+            attainable=sum(idf.get(concept.term, 0.0) for concept in asked),
+            kinds=frozenset(str(kind) for kind in kinds),
+        )
 
     @staticmethod
     def terms_of(topic: str) -> frozenset[str]:
         """The terms whose idf a ranking needs."""
         return frozenset(term for concept in concepts(topic) for term in concept.shares)
-
-    def worth(self, concept: Concept) -> float:
-        """idf of a concept; of a word that may be said otherwise: of the commonest way to say it."""
-        ways = (concept.term, *concept.others)
-        return min((self.idf[term] for term in ways if term in self.idf), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,32 +161,27 @@ def passes(inquiry: Inquiry, ranked: Sequence[Ranked]) -> bool:
     return any(found.relevance >= BAR for found in ranked[:3]) or (not inquiry.concepts and bool(ranked))
 
 
-def features(inquiry: Inquiry, candidate: Candidate) -> Features:
-    """The features of one candidate; reads its text."""
-    worth, matched = _matched(inquiry, candidate)
-    coverage = sum(w * m for w, m in zip(worth, matched, strict=True)) / (sum(worth) or 1.0)
-    return Features(
+def measure(inquiry: Inquiry, candidate: Candidate) -> tuple[Features, Evidence]:
+    """What is measured of one candidate, for its order and for the bar; reads its text."""
+    reading = _reading(candidate)
+    matched = [_match(concept, reading) for concept in inquiry.concepts]
+    total = sum(inquiry.worths) or 1.0
+    coverage = sum(map(mul, inquiry.worths, matched)) / total
+    missing = (worth for worth, match in zip(inquiry.worths, matched, strict=True) if match < MISSING)
+    found = Features(
         words=_words(inquiry, candidate) ** 2,
         cosine=candidate.cosine or 0.0,
         coverage=coverage**2,
-        order=coverage * _order(inquiry.concepts, worth, _reading_of(candidate)),
+        order=coverage * _order(inquiry, reading),
         kind=1.0 if candidate.kind in inquiry.kinds else 0.0,
     )
-
-
-def evidence(inquiry: Inquiry, candidate: Candidate) -> Evidence:
-    """What speaks for a candidate being an answer, comparable between questions."""
-    worth, matched = _matched(inquiry, candidate)
-    total = sum(worth) or 1.0
-    missing = (w for w, m in zip(worth, matched, strict=True) if m < MISSING)
-    coverage = sum(w * m for w, m in zip(worth, matched, strict=True)) / total
-    return Evidence(coverage, max(missing, default=0.0) / total, candidate.cosine)
+    return found, Evidence(coverage, max(missing, default=0.0) / total, candidate.cosine)
 
 
 def _ranked(inquiry: Inquiry, candidate: Candidate) -> Ranked:
-    found = features(inquiry, candidate)
+    found, evidence = measure(inquiry, candidate)
     score = sum(weight * getattr(found, name) for name, weight in WEIGHTS.items())
-    return Ranked(candidate, score, _relevance(evidence(inquiry, candidate)))
+    return Ranked(candidate, score, _relevance(evidence))
 
 
 def _relevance(found: Evidence) -> float:
@@ -196,18 +200,20 @@ def _first_guess(inquiry: Inquiry, candidate: Candidate) -> float:
 
 
 def _words(inquiry: Inquiry, candidate: Candidate) -> float:
-    attainable = sum(inquiry.idf.get(concept.term, 0.0) for concept in inquiry.concepts)
-    return candidate.bm25 / attainable if attainable > 0 else 0.0
+    return candidate.bm25 / inquiry.attainable if inquiry.attainable > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
+    """`places`: where each term of the text stands. `said`: its terms without references, authors, hashes and parts.
+    `context`: the terms of headings, repository and tag."""
+
     places: Mapping[str, Sequence[int]]
     said: frozenset[str]
     context: frozenset[str]
 
 
-def _reading_of(candidate: Candidate) -> _Reading:
+def _reading(candidate: Candidate) -> _Reading:
     return _read(candidate.text, candidate.headings, f"{candidate.repository} {candidate.tag}")
 
 
@@ -224,34 +230,25 @@ def _read(text: str, headings: tuple[str, ...], context: str) -> _Reading:
 
 
 def _signature(candidate: Candidate) -> frozenset[str]:
-    """What a chunk says, without references, authors and hashes: equal for one change noted in several releases."""
-    return _reading_of(candidate).said | {candidate.repository}
-
-
-def _matched(inquiry: Inquiry, candidate: Candidate) -> tuple[list[float], list[float]]:
-    """Worth of every concept, and how much of it the candidate matches (0 … 1)."""
-    reading = _reading_of(candidate)
-    worth = [inquiry.worth(concept) for concept in inquiry.concepts]
-    return worth, [_match(concept, reading) for concept in inquiry.concepts]
+    """Equal for one change that the notes of several releases mention."""
+    return _reading(candidate).said | {candidate.repository}
 
 
 def _match(concept: Concept, reading: _Reading) -> float:
     if concept.term in reading.places:
         return 1.0
-    if concept.term in reading.context:
-        return PARTIAL
-    if any(other in reading.places for other in concept.others):
+    if concept.term in reading.context or any(other in reading.places for other in concept.others):
         return PARTIAL
     parts = [part in reading.places for part in concept.parts]
     return PARTIAL * sum(parts) / len(parts) if parts else 0.0
 
 
-def _order(asked: Sequence[Concept], worth: Sequence[float], reading: _Reading) -> float:
+def _order(inquiry: Inquiry, reading: _Reading) -> float:
     """Share of the neighbours in the question that are near each other, in this order, in the text."""
-    where = [_places(concept, reading) for concept in asked]
+    where = [_places(concept, reading) for concept in inquiry.concepts]
     gained = possible = 0.0
-    for first, second in zip(range(len(asked)), range(1, len(asked)), strict=False):
-        value = math.sqrt(worth[first] * worth[second])
+    for first, second in pairwise(range(len(where))):
+        value = math.sqrt(inquiry.worths[first] * inquiry.worths[second])
         possible += value
         if any(0 < later - earlier <= NEAR for earlier in where[first] for later in where[second]):
             gained += value
@@ -260,4 +257,6 @@ def _order(asked: Sequence[Concept], worth: Sequence[float], reading: _Reading) 
 
 def _places(concept: Concept, reading: _Reading) -> Sequence[int]:
     own = reading.places.get(concept.term)
-    return own or [place for other in concept.shares for place in reading.places.get(other, ())]
+    if own is not None:
+        return own
+    return [place for other in (*concept.others, *concept.parts) for place in reading.places.get(other, ())]

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from typing import Final
 
-LONGEST: Final = 2_000
+LONGEST: Final = 1_000
 """In code points. What follows (a pasted log) is searched for, not read for filters."""
 
 REPOSITORY: Final = "\ue000"

@@ -165,7 +165,7 @@ class RepositoryNames:
 
     def near(self, text: str) -> Name | None:
         """The one name that `text` misspells; None when none or several come near."""
-        wanted = letters(text)
+        wanted, words = letters(text), len(_WORD.findall(text))
         if wanted in self._names:
             return None
         found = [
@@ -173,6 +173,7 @@ class RepositoryNames:
             for spelling, names in self._names.items()
             if is_slip(wanted, spelling)
             for name in names.values()
+            if name.words == words
         ]
         return found[0] if len({name.repository for name in found}) == 1 else None
 
@@ -230,7 +231,7 @@ def _names_of_owner(owner: str, name: str) -> Iterator[tuple[str, Evidence, str 
         yield stem, Evidence.SHORTENED, None
     words = _split(name)
     headed = len(words) > 1 and words[0] in (letters(owner), letters(stem))
-    if headed and words[-1] not in LANGUAGES:
+    if headed and words[-1] in _ROLES:
         # strimzi/strimzi-kafka-operator is Strimzi; redis/redis-py is not Redis.
         yield words[0], Evidence.SHORTENED, None
     if letters(owner) == letters(name) + "js":

@@ -11,6 +11,9 @@ from typing import Final
 SHORTEST: Final = 5
 """Letters that a word must have; shorter words have too many neighbours that are words themselves."""
 
+SHORT: Final = 7
+"""Letters up to which none may be changed for another."""
+
 LONG: Final = 12
 """Letters from which on two slips are forgiven."""
 
@@ -19,15 +22,18 @@ def is_slip(written: str, meant: str) -> bool:
     """Whether `written` is probably a misspelt `meant`; both in lower case.
 
     One slip is forgiven, in words of twelve letters and more two: a letter left out, added, changed, or
-    swapped with its neighbour. The first letter and all digits must be right. In a word of five letters only
-    a swap is forgiven: `astra` is not `astro`, `atsro` is; nor are `datasets` a slip of `datasette`.
+    swapped with its neighbour. The first letter and all digits must be right. Short words have neighbours
+    that are words: with up to seven letters no letter may be changed (`nextjs` is not `nestjs`), in a word
+    of five only a swap is forgiven (`atsro` is `astro`); nor are `datasets` a slip of `datasette`.
     """
     allowed = 1 if len(meant) < LONG else 2
     if min(len(written), len(meant)) < SHORTEST or abs(len(written) - len(meant)) > allowed:
         return False
     if written[0] != meant[0] or _digits(written) != _digits(meant):
         return False
-    if len(meant) == SHORTEST and sorted(written) != sorted(meant):
+    if len(meant) == SHORTEST != len(written):
+        return False
+    if len(written) == len(meant) <= SHORT and sorted(written) != sorted(meant):
         return False
     return 0 < distance(written, meant) <= allowed
 

@@ -106,6 +106,7 @@ _DEED = re.compile(
     r"|(?P<feature>add(?:s|ed)?|introduce[sd]?|support(?:s|ed)?|allow(?:s|ed)?|enable[sd]?|expose[sd]?|gain(?:s|ed)?|implement(?:s|ed)?))\b(?!-)",
     re.IGNORECASE,
 )
+_LONGEST_BEGINNING: Final = 80
 _FASTER = re.compile(r"\b(?:faster|quicker|speed(?:s|ed)? up|speed-?ups?)\b", re.IGNORECASE)
 
 _PHRASES: Final = tuple(
@@ -207,7 +208,7 @@ def kind_hinted(marked: str, topic: str) -> Kind | None:
     for kind, pattern in _FRAMES:
         if pattern.search(marked):
             return kind
-    deed = _DEED.match(topic)
+    deed = _DEED.match(topic[:_LONGEST_BEGINNING])
     if deed and deed.lastgroup:
         return Kind(deed.lastgroup)
     return Kind.PERFORMANCE if _FASTER.search(topic) else None

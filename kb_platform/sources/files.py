@@ -23,6 +23,8 @@ _PIECE = 1 << 20
 # JSON's strings hold no line feed, so a quote that is never closed spoils the rest of its line and no more.
 _TOKEN = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+(?:"|\\?(?=\n|\Z))|[\[\]{},]')
 
+_NOT_BLANK = re.compile(rb"\S")
+
 
 @dataclass(frozen=True)
 class Record:
@@ -107,16 +109,14 @@ def _lines(path: Path, limit: int) -> Generator[Record]:
         number = 0
         while line := file.readline(limit + 1):
             number += 1
-            kept, size = line, len(line)
+            kept, size = line, len(line.rstrip(b"\r\n"))
             while not line.endswith(b"\n") and (line := file.readline(_PIECE)):
-                size += len(line)
+                size += len(line.rstrip(b"\r\n"))
                 # Blanks before a record are no part of it, however many.
                 kept = kept if kept.strip() else line
             kept = (kept.removeprefix(_BOM) if number == 1 else kept).strip()
             if kept:
-                yield Record(
-                    kept[:limit], f"{_shown(path)}:{number}", size if size > limit + 1 else len(kept)
-                )
+                yield Record(kept[:limit], f"{_shown(path)}:{number}", size if size > limit else len(kept))
 
 
 def _values(path: Path, limit: int) -> Generator[Record]:
@@ -155,7 +155,11 @@ def _value_spans(content: mmap.mmap, start: int) -> Generator[tuple[int, int]]:
 
 def _cut(content: mmap.mmap, start: int, stop: int, limit: int) -> tuple[bytes, int]:
     """The bytes between, without blanks around them and cut to the limit; and their length before that."""
-    raw = content[start : min(stop, start + limit)].strip()
+    begin = _NOT_BLANK.search(content, start, stop)
+    if begin is None:
+        return b"", 0
+    start = begin.start()
+    raw = content[start : min(stop, start + limit)].rstrip()
     size = stop - start
     return raw, size if size > limit else len(raw)
 

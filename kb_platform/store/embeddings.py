@@ -80,8 +80,15 @@ def next_missing(
 def put(connection: Connection, model_id: int, keys: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
     """Store vectors, shape (len(keys), dimension); those that are there already stay as they are.
 
-    Raises EmbeddingError for a vector without length or with a value that is no number.
+    Raises EmbeddingError for vectors of another dimension than the model's, and for a vector without length or with a
+    value that is no number.
     """
+    dimension = scalar(connection, "SELECT dimension FROM kb.model WHERE model_id = %s", (model_id,))
+    if vectors.shape != (len(keys), dimension):
+        raise EmbeddingError(
+            f"vectors of shape {vectors.shape} for {len(keys)} texts of a model of dimension {dimension}",
+            hint="the server has another model than before: give it its own name; nothing of this slice was stored",
+        )
     norms = np.linalg.norm(vectors, axis=1)
     if not np.isfinite(norms).all() or (norms < 1e-6).any():
         raise EmbeddingError(

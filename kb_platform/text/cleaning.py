@@ -37,7 +37,7 @@ _RST_TARGET: Final = re.compile(r"(?m)^[ \t]*\.\. _[^\n]*$|^\([\w.-]+\)=$")
 _RST_DIRECTIVE: Final = re.compile(r"(?m)^([ \t]*)\.\. ([\w-]+)::")
 _RST_LITERAL: Final = re.compile(r"(?m)(?<=[\w)`.])::[ \t]*$")
 _RST_ROLE: Final = re.compile(r":([a-zA-Z][\w.+:-]{0,40}):`([^`<>]*)(?:<([^`<>]*)>)?`")
-_RST_JOIN: Final = re.compile(r"(?<=`)\\ |\\ (?=`)")
+_RST_JOIN: Final = re.compile(r"\\ ")
 _RST_LINK: Final = re.compile(r"`([^`<>]*)(?:<[^`<>]*>)?`__?(?!\w)")
 
 _CODE: Final = re.compile(r"(`{1,2})([^`]+)\1(?!`)")
@@ -109,7 +109,7 @@ def bare_words(text: str) -> str:
     words = _unmarked(text)
     for boilerplate in (_URL, _HANDLE, _ISSUE, _PICTURE):
         words = boilerplate.sub(" ", words)
-    return _revealed(_DOUBLED.sub(r"\1", _STUB.sub("", _tidy(words))))
+    return _revealed(_DOUBLED.sub(r"\1", _STUB.sub("", _tidy(words)))).rstrip(" ,;:–—")
 
 
 def embedding_text(repository: str, chunk: Chunk) -> str:
@@ -121,8 +121,9 @@ def embedding_text(repository: str, chunk: Chunk) -> str:
     words = bare_words(chunk.text)
     if not any(map(str.isalnum, words)):
         words = plain_text(chunk.text) or chunk.text.strip()
-    headings = [heading for heading in chunk.headings if not _VERSION_HEADING.fullmatch(heading)]
-    return ": ".join([repository.rsplit("/", 1)[-1], *headings, words])
+    headings = (_PICTURE.sub(" ", heading).strip() for heading in chunk.headings)
+    telling = [heading for heading in headings if heading and not _VERSION_HEADING.fullmatch(heading)]
+    return ": ".join([repository.rsplit("/", 1)[-1], *telling, words])
 
 
 def _unmarked(text: str) -> str:
@@ -200,8 +201,8 @@ _STEPS: Final[tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], 
     ("", _LEADING, ""),
     (":`", _RST_ROLE, _role),
     ("`_", _RST_LINK, r"\1"),
-    ("\\ ", _RST_JOIN, ""),
     ("`", _CODE, _code),
+    ("\\ ", _RST_JOIN, ""),
     ("\\", _ESCAPE, _escaped),
     ("](", _HANDLE_LINK, r"@\1"),
     ("](", _LINK, r"\1"),

@@ -28,10 +28,12 @@ _BREAKING_MARK: Final = re.compile(
     rf"|(?i:\*\*(?:(?!{_UNLESS})[^*\n]){{0,60}}{_BREAKS})"
     r"|\U0001f4a5"
 )
+# What may, might or will break, and what another release breaks, is not what this one does.
+_ELSEWHERE: Final = r"\b(?:not?|which|will|would|may|might|could|expect|chance)\b"
 _BREAKING_SENTENCE: Final = re.compile(
-    r"(?i)\b(?:this|these|release)\b(?:(?!\bnot?\b)[^.]){0,80}?"
+    rf"(?i)\b(?:this|these|release)\b(?:(?!{_ELSEWHERE})[^.]){{0,80}}?"
     r"\b(?:is|are|makes?|introduces?|includes?|brings?|contains?|has|have)\b"
-    rf"(?:(?!{_UNLESS})[^.]){{0,60}}?\b{_BREAKS}"
+    rf"(?:(?!{_UNLESS}|{_ELSEWHERE})[^.]){{0,60}}?\b{_BREAKS}(?! (?:may|might|will|could)\b)"
 )
 _BREAKING_START: Final = re.compile(r"(?i)(?:potential(?:ly)? )?breaking(?: changes?\b|\s*[:!–—(]| -)")
 
@@ -40,7 +42,7 @@ _ADVISORY: Final = re.compile(r"(?i)\bCVE-\d{4}-\d{4,7}\b|\bGHSA(?:-\w{4}){3}\b|
 # --- before the words ---------------------------------------------------------------------------------------
 
 _NOISE: Final = re.compile(
-    r"(?i)[^\w\[(@`\"'~/$<.-]+|-+\s+|\(#\d+\)"
+    r"(?i)[^\w\[(@`\"'~/$<.#-]+|-+\s+|\(#\d+\)"
     r"|(?:[\w.-]+/[\w.-]+)?#\d+\b(?:,? (?=#))?|issues?: (?=#)"
     r"|(?:thanks|by) @[\w-]+(?:\[bot\])?(?:(?:, | and |, and )@[\w-]+)*"
 )
@@ -179,27 +181,25 @@ class Beginning:
     """How an item begins.
 
     `sign` is the kind of its gitmoji, `prefix` that of its explicit prefix (`feat:`, `[BUGFIX]`), each None
-    without one; `words` is what follows, without markup.
+    without one; `words` is what follows, without markup; `is_housekeeping` tells whether all it says is that there
+    is a release, or what it depends on.
     """
 
-    __slots__ = ("prefix", "sign", "words")
+    __slots__ = ("is_housekeeping", "prefix", "sign", "words")
 
     def __init__(self, text: str) -> None:
         words = plain_text(text[: 3 * _READ])[:_READ]
         emoji = _EMOJI.match(words)
         self.sign = _KIND_OF_SIGN.get(emoji.group()) if emoji else None
         self.prefix: Kind | None = None
-        self.words = self._after_prefix(self._after_tags(_denoised(words)))
+        words = self._after_tags(_denoised(words))
+        self.is_housekeeping = bool(_HOUSEKEEPING.match(words))
+        self.words = self._after_prefix(words)
 
     @property
     def breaks(self) -> bool:
         """Whether the prefix or the first words say that this is a breaking change."""
         return self.prefix is Kind.BREAKING or bool(_BREAKING_START.match(self.words))
-
-    @property
-    def is_housekeeping(self) -> bool:
-        """Whether this only says that there is a release, or what it depends on."""
-        return bool(_HOUSEKEEPING.match(self.words))
 
     def _after_tags(self, words: str) -> str:
         """The words after bracketed tags; the first tag that names a kind is the prefix."""

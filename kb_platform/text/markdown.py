@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
-# Work that the block parser may be given, in lines plus list and quote marks plus table cells plus tags. The worst
-# measured shape (a paragraph that continues a quotation 15 levels deep) costs 42 µs a unit, so that this is
-# about a second; the largest of 4,362 real bodies has 1,946 units.
-MAX_WORK: Final = 20_000
+# Work that the block parser may be given, in lines plus list and quote marks plus table cells plus tags. The
+# worst measured shape (a paragraph that continues a quotation 15 levels deep) costs 42 µs a unit, so that this is
+# half a second; the largest of 4,362 real bodies has 1,946 units.
+MAX_WORK: Final = 12_000
 
 _MARKS: Final = re.compile(r"(?m)^[ \t]*((?:(?:[-+*>]|\d{1,9}[.)])[ \t]*)+)")
 _ITEM_MARK: Final = re.compile(r"[ \t>]*(?:[-+*]|\d{1,9}[.)])[ \t]*")
@@ -33,15 +33,22 @@ _SENTENCE_END: Final = (".", "!", "?", ",", ";")
 _NOTICES: Final = frozenset(
     {"note", "notes", "please note", "warning", "important", "caution", "tip", "attention"}
 )
-_TARGET: Final = re.compile(r"\([\w.-]+\)=")
+# A paragraph that only says where else to look: a target of MyST, a link to the diff.
+_POINTER: Final = re.compile(
+    r"\([\w.-]+\)="
+    r"|(?:\*\*)?Full Changelog(?:\*\*)?:?(?:\*\*)? *\S+"
+    r"|\[[^\[\]\n]*\]\(https?://[^()\s]+/compare/[^()\s]+\)"
+)
 # "text\n---" makes the text a heading; real ones are short, and prose above a rule is not one.
 _MAX_SETEXT_TITLE: Final = 100
 
 
 def work(body: str) -> int:
-    """How much the block parser would have to do, in the units of MAX_WORK."""
-    marks = sum(len(match.split()) + match.count(">") for match in _MARKS.findall(body))
-    return marks + sum(body.count(sign) for sign in "\n\r|<")
+    """How much the block parser would have to do, in the units of MAX_WORK; at least that, when it is more."""
+    signs = sum(body.count(sign) for sign in "\n\r|<")
+    if signs > MAX_WORK:
+        return signs
+    return signs + sum(len(match.split()) + match.count(">") for match in _MARKS.findall(body))
 
 
 def markdown_blocks(body: str) -> list[Block]:
@@ -129,7 +136,7 @@ class _Reader:
         start, end = self._span(token)
         self._until("paragraph_close")
         text = self.body[start:end]
-        if _TARGET.fullmatch(text):
+        if _POINTER.fullmatch(text):
             return [Block(Shape.MARKUP, start, end)]
         first = text.splitlines()[0] if text else ""
         title = bold_title(first)

@@ -15,6 +15,7 @@ from kb_platform.text.cleaning import plain_text
 # Beyond this many blocks the body is no release note; whole stretches of lines are reported instead, so that
 # a megabyte of two-letter lines does not become half a million chunks.
 _MAX_BLOCKS: Final = 8_000
+_MAX_LINES: Final = 60_000
 _STRETCH: Final = 1_000
 
 _BLOCK: Final = re.compile(
@@ -30,6 +31,8 @@ def plain_blocks(body: str) -> list[Block]:
     """The blocks of a body of any shape, in order, in time linear in its length."""
     blocks: list[Block] = []
     opened: Block | None = None
+    if body.count("\n") > _MAX_LINES:
+        return _stretches(body)
     for match in _BLOCK.finditer(body):
         kind, text = match.lastgroup, match.group()
         if kind == "blank" or not text.strip():

@@ -50,7 +50,7 @@ _COMMIT: Final = re.compile(
     rf"|`(?P<code>{_HEX})`"
     rf"|[\[(](?P<bracket>{_HEX})(?=[\]),])|,[ ](?P<listed>{_HEX})(?=[\]),])"
     rf"|(?m:^)[ \t]*(?:[-*+][ \t]+)?(?P<lead>{_HEX})(?=:?[ \t])"
-    r"|(?<![\w/.-])(?P<full>[0-9a-f]{40})(?![\w/.-])"
+    r"|(?<![\w/.-])(?P<full>[0-9a-f]{40})(?![\w/-]|\.\w)"
 )
 _CODE: Final = re.compile(r"(`{1,3})[^`]+\1(?!`)")
 _AUTHOR: Final = re.compile(

@@ -47,7 +47,8 @@ _NAMED: Final = (
     (
         Kind.FEATURE,
         re.compile(
-            r"\bfeatures?\b|\bstabili[sz](?:ed|ations?)\b|\badded\b|\badditions?\b|^new\b"
+            r"\bfeatures?\b|\bstabili[sz](?:ed|ations?)\b|\badded\b|\badditions?\b|^new$"
+            r"|^new (?:\w+ )?(?:functionality|rules|settings|options|commands|apis?)$"
             r"|(?<!performance )\b(?:enhance|improve)(?:ments?|d)\b"
         ),
     ),
