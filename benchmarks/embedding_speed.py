@@ -35,7 +35,7 @@ import numpy as np
 
 from kb_platform.embedding.embedder import Vectors, load_embedder
 from kb_platform.embedding.folder import model_folder, read_config, tokenizer_file
-from kb_platform.embedding.local import LocalEmbedder
+from kb_platform.embedding.local import LocalEmbedder, available_cores
 from kb_platform.embedding.model import DEFAULT_MODEL
 from kb_platform.embedding.tokens import TokenReader
 from kb_platform.text.chunk import chunk_body
@@ -141,8 +141,6 @@ def compared(texts: list[str], tokens: int, rounds: int) -> list[Row]:
     """All engines in turns, warmed up by a few texts first."""
     import torch
     from sentence_transformers import SentenceTransformer
-
-    from kb_platform.embedding.torch_engine import available_cores
 
     cores = available_cores()
     automatic, full = _torch_embedder("auto"), _torch_embedder("float32")
@@ -265,7 +263,9 @@ def _torch_embedder(dtype: Any) -> LocalEmbedder:
 
     folder = model_folder(DEFAULT_MODEL)
     shape = BertShape.from_config(read_config(folder))
-    engine = load_engine(folder, shape, DEFAULT_MODEL.pooling, device="cpu", dtype=dtype)
+    engine = load_engine(
+        folder, shape, DEFAULT_MODEL.pooling, device="cpu", dtype=dtype, streams=available_cores()
+    )
     return LocalEmbedder(DEFAULT_MODEL, _reader(), small=None, large=lambda: engine)
 
 

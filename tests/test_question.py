@@ -184,6 +184,8 @@ NAMES = [
     lookup("Which Exprss version removed app.del?", "expressjs/express"),
     lookup("Which kubernets release added Gateway API?", K8S),
     lookup("Which scikit-laern release added HDBSCAN?", "scikit-learn/scikit-learn"),
+    lookup("Which pre-release React versions added actions?", REACT, "added actions", prerelease=True),
+    lookup("In The Latest React Release, what fixed hydration?", REACT, versions=["v19.1.0"]),
     lookup("When did react and vue get faster?", "facebook/react vuejs/core"),
 ]  # fmt: skip
 

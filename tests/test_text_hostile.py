@@ -73,10 +73,11 @@ SHAPES: dict[str, str] = {
     "roles": ":a:`b` " * (MIB // 7),
     "titles of reStructuredText": "ab\n~~~~\n\n" * (MIB // 9),
     "directives": ".. a::\n\n   b\n\n" * (MIB // 14),
+    "small reStructuredText, substitutions": ":a:`b`\n\n" + ".. |a| replace:: b\n" * 2_400,
     "small reStructuredText, nested": ":a:`b`\n" + "".join(" " * level + "- a\n\n" for level in range(400)),
-    "small reStructuredText, definitions": ":a:`b`\n\n" + "a\n b\n" * 2_400,
-    "small reStructuredText, grid": ":a:`b`\n\n" + "+--+--+\n|a |b |\n" * 2_400,
-    "small reStructuredText, sections": ":a:`b`\n" + "ab\n~~\n\n" * 1_600,
+    "small reStructuredText, definitions": ":a:`b`\n\n" + "a\n b\n" * 1_200,
+    "small reStructuredText, grid": ":a:`b`\n\n" + "+--+--+\n|a |b |\n" * 1_200,
+    "small reStructuredText, sections": ":a:`b`\n" + "ab\n~~\n\n" * 800,
 }
 # Each costs the parser the most that its limit on work lets through.
 AT_THE_LIMIT: dict[str, str] = {

@@ -105,13 +105,16 @@ class Answerer:
             version = served_version(connection)
             releases = releases_within(connection, version, filters)
             kinds = [str(kind) for kind in filters.kinds]
-            releases = _chosen(question, releases)
             changes = served.changes(connection, version, [release.sequence for release in releases], kinds)
         if question.mentions:
             changes = [change for change in changes if any(word in change.text for word in question.mentions)]
         if question.intent is Intent.CHANGES:
             return _changes_draft(filters, releases, changes)
-        return _releases_draft(question, filters, releases, changes)
+        if kinds or question.mentions:
+            having = {change.sequence for change in changes}
+            releases = [release for release in releases if release.sequence in having]
+        # "The last release with breaking changes": the condition comes first, then the choice.
+        return _releases_draft(question, filters, _chosen(question, releases), changes)
 
 
 def _chosen(question: Question, releases: list[ServedRelease]) -> list[ServedRelease]:
@@ -154,9 +157,6 @@ def _releases_draft(
 ) -> _Draft:
     scope = "; ".join(filters.describe())
     rule = f"the releases that meet: {scope}; counted and ordered by version"
-    if filters.kinds:
-        having = {change.sequence for change in changes}
-        releases = [release for release in releases if release.sequence in having]
     if not releases:
         return _Draft(False, f"{NOT_KNOWN} No release meets: {scope}.", [], [], rule)
     first_of: dict[int, ServedChange] = {}

@@ -75,7 +75,7 @@ def load_embedder(
 ) -> Embedder:
     """An embedder for `model`, its files found and verified, without computing anything yet.
 
-    For models on this machine: `threads` for torch (default: its own choice), `device` and `dtype` (`auto`: a
+    For models on this machine: `threads` on a CPU (default: one for each core), `device` and `dtype` (`auto`: a
     GPU where there is one; bfloat16 where the hardware computes it), `token_budget` tokens a batch (default: by
     device). For servers: `api_key`, `concurrency` requests at a time, `timeout_s` for each one.
 

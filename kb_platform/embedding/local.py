@@ -7,6 +7,7 @@ Does not belong here: the engines (`numpy_engine`, `torch_engine`) and the model
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +99,11 @@ class LocalEmbedder:
         dtype: Precision = "auto",
         token_budget: int | None = None,
     ) -> LocalEmbedder:
-        """Find and verify the model's files. Raises ModelError."""
+        """Find and verify the model's files. Raises ModelError.
+
+        `threads` batches are computed at a time on a CPU (default: as many as this process may use cores).
+        """
+        streams = threads or available_cores()
         folder = model_folder(model)
         verify_files(model, folder)
         shape = BertShape.from_config(read_config(folder))
@@ -106,14 +111,14 @@ class LocalEmbedder:
         def large() -> Engine:
             from kb_platform.embedding.torch_engine import load_engine
 
-            return load_engine(folder, shape, model.pooling, device=device, dtype=dtype, threads=threads)
+            return load_engine(folder, shape, model.pooling, device=device, dtype=dtype, streams=streams)
 
         # A device or a precision that numpy does not have is meant for passages; a question stays with numpy.
         numpy_serves = device == "auto" and dtype in ("auto", "float32")
         return cls(
             model,
             TokenReader(tokenizer_file(folder), model.max_tokens),
-            small=_numpy_engine(folder, shape, model),
+            small=_numpy_engine(folder, shape, model, streams),
             large=large,
             small_tokens=NUMPY_TOKENS if numpy_serves else 0,
             token_budget=token_budget,
@@ -248,8 +253,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _numpy_engine(folder: Path, shape: BertShape | None, model: LocalModel) -> NumpyBert | None:
+def available_cores() -> int:
+    """Cores that this process may use (container quotas of CPU time are not seen: set the threads there)."""
+    # Only Linux tells a process's own cores.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _numpy_engine(folder: Path, shape: BertShape | None, model: LocalModel, streams: int) -> NumpyBert | None:
     files = weights_files(folder)
     if shape is None or any(file.suffix != ".safetensors" for file in files):
         return None
-    return NumpyBert.load(files, shape, model.pooling)
+    return NumpyBert.load(files, shape, model.pooling, streams=streams)

@@ -6,7 +6,6 @@ transformers' AutoModel. Does not belong here: batches and their size (`local`).
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,12 +35,12 @@ def load_engine(
     *,
     device: Device = "auto",
     dtype: Precision = "auto",
-    threads: int | None = None,
+    streams: int = 1,
 ) -> TorchEngine:
     """The engine for the model in `folder`; `shape` None means that only transformers knows its architecture.
 
-    On a CPU the engine wants one batch for each of `threads` (default: every core that the process may use),
-    and sets torch to one thread an operation, for the whole process.
+    On a CPU the engine computes `streams` batches at a time, and sets torch to one thread an operation, for the
+    whole process. On a GPU it computes one batch at a time.
     """
     place = _device(device)
     if place.type == "cpu":
@@ -49,7 +48,7 @@ def load_engine(
         # left 1,600 tokens a second of the 4,200 that one batch a thread kept (two cores, load 7), and nothing
         # is lost on an idle one.
         torch.set_num_threads(1)
-    streams = (threads or available_cores()) if place.type == "cpu" else 1
+    streams = streams if place.type == "cpu" else 1
     precision = _precision(place, dtype)
     if shape is None:
         return AutoModelEngine(folder, pooling, place, precision, streams)
@@ -220,12 +219,6 @@ def _read(file: Path) -> dict[str, Tensor]:
         return read(file)
     # weights_only: a pickle may run any code, this reads tensors alone.
     return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def available_cores() -> int:
-    """Cores that this process may use (container quotas of CPU time are not seen: set the threads there)."""
-    # Only Linux tells a process's own cores.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _device(device: Device) -> torch.device:

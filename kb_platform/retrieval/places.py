@@ -61,11 +61,8 @@ _OTHER_THING = re.compile(
     r"|agent|gateway|dashboard|image|integration)s?\b",
     re.IGNORECASE,
 )
-_CAPITALISED_BEFORE = re.compile(r"(?<=\w )(?P<word>[A-Z][\w.]*|\w+-\w[\w-]*) $")
+_CAPITALISED_BEFORE = re.compile(r"(?<=\w )(?P<word>[A-Z][\w.]*) $")
 _CAPITALISED_AFTER = re.compile(rf"{_QUOTE} (?!{ITSELF}\b|I\b|CVE)(?P<word>[A-Z]\w+)")
-_NO_NAME_BEFORE = re.compile(
-    r"(?:I|A|In|The|Which|What|When|Since|Did|Does|And|Or|For|With|Of|On|From|To|Is|Are|Has|Our|My)"
-)
 
 _AFTER_RELEASES = re.compile(rf"{_NAME_END}(?:'s)?(?: {QUALITY}){{0,3}} {RELEASE}\b", re.IGNORECASE)
 _BEFORE_RELEASES = re.compile(
@@ -88,10 +85,11 @@ _ASKING = re.compile(
 )
 _DETERMINER = re.compile(
     r"\b(?:which|what|the|our|my|your|this|that|first|latest|newest|last|earliest|oldest|final|current|next|previous|upcoming|every"
-    rf"|each|all|any|stable|recent|an?|of|new|{COUNT}) $",
+    rf"|each|all|any|recent|an?|of|pre-?release|{QUALITY}|{COUNT}) $",
     re.IGNORECASE,
 )
 
+_NO_NAME = re.compile(r"When|Since|Did|Does|And|Or|In|For|With|On|From|To|Is|Are|Has|I", re.IGNORECASE)
 _BEFORE_ACTOR = re.compile(
     r"(?:\b(?P<auxiliary>did|does|do|has|have|is|was|were|will|can|could|when|since) (?P<the>the )?"
     rf"|\b(?:this|problems?|trouble|issues?) (?:in|with) (?:the )?(?={_QUOTE}$)){_QUOTE}$",
@@ -169,7 +167,7 @@ def _is_part_of_another(before: str, after: str, occurrence: Occurrence, names: 
     if shortened and (language := re.match(r"[ -](\w+)", after)) and language[1].lower() in LANGUAGES:
         return True
     precedes = _CAPITALISED_BEFORE.search(before)
-    if precedes is None or _NO_NAME_BEFORE.fullmatch(precedes["word"]):
+    if precedes is None or _DETERMINER.search(before) or _NO_NAME.fullmatch(precedes["word"]):
         return False
     return not is_owner(precedes["word"], occurrence.names, names)
 

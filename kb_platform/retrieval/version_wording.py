@@ -150,9 +150,9 @@ def _is_version(marked: str, start: int, text: str, tags: Tags | None) -> bool:
     parsed = parse_version(text)
     if parsed is None:
         return _LINE.fullmatch(text) is not None and _NUMBER.fullmatch(text) is not None
-    of_package = parsed.prefix and tags is not None and parsed.prefix in tags.packages
-    bare = text[: len(text) - len(text.lstrip("vV"))] or text[:1]
-    return bool(of_package) or (not parsed.prefix and (bare.isdecimal() or bare in "vV"))
+    if parsed.prefix:
+        return tags is not None and parsed.prefix in tags.packages
+    return text.lstrip("vV")[:1].isdecimal()
 
 
 def take_versions(

@@ -155,10 +155,12 @@ _IDENTIFIER = re.compile(r"\bCVE-\d{4}-\d{4,}\b|\bGHSA(?:-[0-9a-z]{4}){3}\b", re
 
 
 def asks_for_changes(marked: str) -> bool:
+    """Whether the question is about what changed, not about one change."""
     return _CHANGES.search(marked) is not None
 
 
 def lists_releases(marked: str) -> bool:
+    """Whether the question asks for releases, several or all."""
     return _LISTS.search(marked) is not None
 
 

@@ -19,7 +19,7 @@ LONGEST_WHOLE: Final = 1_200
 SPLIT_FROM: Final = 800
 
 # The splitter's time grows with the square of what it is given (measured: 1 MiB of CJK text takes 125 s,
-# 20,000 code points 62 ms, 4,000 3 ms), so that it is given slabs of this many.
+# 20,000 code points 62 ms, 4,000 5 ms), so that it is given slabs of this many.
 _SLAB: Final = 4_000
 
 
