@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export KB_HOME ?= $(CURDIR)/.kb
 export DAGSTER_HOME ?= $(KB_HOME)/dagster
 
-.PHONY: help setup demo test test-all app dagster lint types lock lock-check bench clean
+.PHONY: help setup demo test test-slow test-all app dagster lint types lock lock-check bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ demo: setup ## the main job over the sample corpus, and three questions answered
 
 test: setup ## all tests but the slow ones
 	@.venv/bin/python -m pytest -m "not slow"
+
+test-slow: setup ## the slow tests alone
+	@.venv/bin/python -m pytest -m slow
 
 test-all: setup ## the slow ones too
 	@.venv/bin/python -m pytest
@@ -52,7 +55,8 @@ lock-check: setup ## fail when the lock no longer fits pyproject.toml
 	@diff -q requirements.lock .venv/lock-check.txt >/dev/null || { echo "requirements.lock is stale: run make lock" >&2; exit 1; }
 
 bench: setup ## the short forms of all benchmarks
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; .venv/bin/python "$$file" || exit 1; done
+	@status=0; for file in $$(grep -l __main__ benchmarks/*.py); do \
+		echo "== $$file"; .venv/bin/python "$$file" || status=1; done; exit $$status
 
 clean: ## stop the embedded server and remove this checkout's state
 	@if [ -x .venv/bin/kb ]; then .venv/bin/kb database stop || true; fi

@@ -210,7 +210,7 @@ def _few(names: list[str] | tuple[str, ...]) -> str:
 
 def _show_empty() -> None:
     st.info("Nothing is indexed yet.", icon=":material/inventory_2:")
-    st.markdown("Load the sample corpus of 90 releases, or releases of your own in GitHub's JSON form:")
+    st.markdown("Load the sample corpus, or releases of your own in GitHub's JSON form:")
     st.code("kb demo\nkb import releases.jsonl", language=None)
     st.button("Look again", icon=":material/refresh:")
 
@@ -276,8 +276,8 @@ def _show_answer(knowledge: Knowledge, asked: Asked, answer: Answer) -> None:
         else:
             _show_not_found(knowledge, asked, answer)
     st.divider()
-    for note in answer.notes:
-        rendering.show_text(note, small=True)
+    if answer.notes:
+        rendering.show_text(" · ".join(answer.notes), small=True)
     verified = "; ".join(f"{name} {rendering.minute(moment)}" for name, moment in answer.verified_at.items())
     made = "Extractive: every sentence is taken from the release notes it cites; no language model took part."
     rendering.show_text(
@@ -296,7 +296,7 @@ def _show_statement(
     citation = answer.citations[statement.number - 1]
     key = f"{asked.key}-{statement.number}"
     if statement.is_item:
-        parts = (rendering.mark(statement.number), statement.text)
+        parts = (rendering.mark(statement.number), *parts)
     else:
         rendering.show_text(*parts, rendering.mark(statement.number))
         parts = (rendering.mark(statement.number), "Source")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import streamlit as st
 
@@ -23,7 +23,12 @@ from app_streamlit.links import HOME_HOSTS, clickable, spelled_out
 from app_streamlit.notes import Block, Span
 from kb_platform.errors import KbError
 
+if TYPE_CHECKING:
+    from streamlit.elements.lib.mutable_expander_container import ExpanderContainer
+
 _log: Final = logging.getLogger(__name__)
+
+_LONGEST_LABEL: Final = 600
 
 _KIND_COLOURS: Final[dict[str, Any]] = {
     "breaking": "red",
@@ -80,9 +85,9 @@ def button(
     st.button(label(text), key=key, on_click=on_click, args=args, **looks)
 
 
-def unfolding(*parts: str, key: str, expanded: bool = False) -> Any:
+def unfolding(*parts: str, key: str, expanded: bool = False) -> ExpanderContainer:
     """A container that unfolds, with a label from anywhere; its `open` says whether there is anything to put into it."""
-    text = "".join(part if isinstance(part, _Markdown) else label(part) for part in parts)
+    text = "".join(part if isinstance(part, _Markdown) else _escaped(part[:_LONGEST_LABEL]) for part in parts)
     return st.expander(text, expanded=expanded, key=key, on_change="rerun", type="compact")
 
 

@@ -111,6 +111,7 @@ def for_each(
         raise dg.Failure(
             f"failed for every repository of the run: {named(list(failures))}",
             metadata={"failures": dg.MetadataValue.json(_first(failures))},
+            allow_retries=False,
         )
     return reports, failures
 
@@ -137,13 +138,21 @@ def check_result(
 
 @contextmanager
 def failing_plainly() -> Generator[None]:
-    """An error of kb-platform fails the step with its message and its advice, and again only where that can help."""
+    """An error fails the step with its message and its advice, and again only where time may help.
+
+    Steps whose process or pod is lost are tried again by the executor, which asks nobody here.
+    """
     try:
         yield
+    except dg.Failure:
+        raise
     except KbError as error:
         hopeless = isinstance(error, SettingsError | MigrationError | ModelError | NotKnown)
         advice = f" → {error.hint}" if error.hint else ""
         raise dg.Failure(f"{error}{advice}", allow_retries=not hopeless) from error
+    except Exception as error:
+        may_pass = _is_of_the_connection(error) or isinstance(error, OSError | MemoryError)
+        raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=may_pass) from error
 
 
 def named(names: Sequence[str]) -> str:

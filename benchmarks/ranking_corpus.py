@@ -59,7 +59,9 @@ class WordIndex:
     """BM25 over rows of term weights: the inner product that PostgreSQL computes, with idf in the question."""
 
     def __init__(self, rows: Iterable[TermWeights]) -> None:
-        lengths, ids, weights = [], [], []
+        lengths: list[int] = []
+        ids: list[int] = []
+        weights: list[float] = []
         for row in rows:
             lengths.append(len(row.ids))
             ids.extend(row.ids)
@@ -258,7 +260,7 @@ def _cut(corpus: Corpus) -> list[Asked]:
             ]
             if len(query_terms(" ".join(kept))) >= 3 and len(said[repository, text.casefold()]) <= 4:
                 name = repository.split("/")[1]
-                question = f"In which version of {name} did this change: {' '.join(kept)}?"
+                question = f"Which {name} release has {' '.join(kept)}?"
                 asked.append(Asked("cut", repository, question, frozenset(said[repository, text.casefold()])))
     return asked
 

@@ -159,7 +159,7 @@ def table(
         found: Ranks = []
         for e in examples:
             order = np.argsort(-(e.features @ weights), kind="stable")
-            seen = list(dict.fromkeys(e.releases[i] for i in order))
+            seen = list(dict.fromkeys(e.releases[int(i)] for i in order))
             found.append(
                 first([repo == e.asked.repository and tag in e.asked.expected for repo, tag in seen])
             )

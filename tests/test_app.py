@@ -246,6 +246,19 @@ def test_an_error_of_the_search_is_shown_with_its_hint() -> None:
     assert "see docs/settings.md" in texts(test)
 
 
+def test_an_unforeseen_error_is_kept_from_visitors(caplog: pytest.LogCaptureFixture) -> None:
+    def failing() -> None:
+        from app_streamlit.rendering import show_failure
+
+        assert show_failure(RuntimeError("postgresql://user:secret@db/kb"))
+
+    test = AppTest.from_function(failing, default_timeout=30).run()
+    assert not test.exception
+    assert "log of the app" in test.error[0].value
+    assert "secret" not in texts(test)
+    assert "secret" in caplog.text
+
+
 def test_notes_that_changed_or_went_are_said_to_have() -> None:
     knowledge = FakeKnowledge(stored=Notes(BODY, SEEN, None, current=False))
     assert "were edited since" in texts(at_page(knowledge, q="What broke?"))
@@ -293,13 +306,14 @@ def test_foreign_text_is_escaped_wherever_it_stands() -> None:
 
 
 def test_statements_take_only_the_next_number_for_a_citation() -> None:
-    text = "2 changes:\n\nv1 (2026-01-01)\n- See [1][2][3] of the docs [1]\n- Spoofed [9]\n- Second [2]\n- Third [3]"
+    text = "2 changes:\n\nv1 (2026-01-01)\n- See [1][2][3] of the docs [1]\n- Spoofed [9]\n- Again [1]\n- Second [2]\n- Third [3]"
     found = [(one.text, one.number, one.is_item) for one in page_ask.statements(text, 2)]
     assert found == [
         ("2 changes:", None, False),
         ("v1 (2026-01-01)", None, False),
         ("See [1][2][3] of the docs", 1, True),
         ("Spoofed [9]", None, True),
+        ("Again [1]", None, True),
         ("Second", 2, True),
         ("Third [3]", None, True),
     ]

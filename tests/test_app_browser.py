@@ -273,6 +273,30 @@ def test_the_keyboard_alone_is_enough_on_a_narrow_dark_screen(app: Served, brows
     assert watched == Watched()
 
 
+def test_the_policy_stops_what_a_renderer_would_let_through(app: Served, browser: Browser) -> None:
+    """The second layer by itself: a script and an image that are in the page already."""
+    with visit(browser, app.url) as (page, _):
+        expect(page.get_by_label("Your question")).to_be_visible()
+        blocked = page.evaluate(
+            """async () => {
+                const blocked = [];
+                addEventListener('securitypolicyviolation', event => blocked.push(event.effectiveDirective));
+                const script = document.createElement('script');
+                script.textContent = 'window.__pwn = 1';
+                const image = document.createElement('img');
+                image.src = 'https://beacon.attacker.test/a.png';
+                const frame = document.createElement('iframe');
+                frame.src = 'https://beacon.attacker.test/';
+                document.body.append(script, image, frame);
+                await fetch('https://beacon.attacker.test/').catch(() => {});
+                await new Promise(resolve => setTimeout(resolve, 500));
+                return blocked.sort();
+            }"""
+        )
+        assert blocked == ["connect-src", "frame-src", "img-src", "script-src-elem"]
+        assert page.evaluate("window.__pwn") is None
+
+
 # Every way in which the pages show foreign text, once for each payload; `raw` shows two without the renderer.
 GALLERY = """
 import json, sys

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -350,13 +351,18 @@ def test_a_lost_database_is_no_repository_s_failure(platform: Platform) -> None:
         (NotKnown("no such repository"), False),
         (EmbeddingError("the server is busy"), True),
         (DatabaseUnavailable("no connection"), True),
+        (psycopg.OperationalError("the server closed the connection"), True),
+        (ConnectionResetError("reset by peer"), True),
+        (psycopg.DataError("expected 384 dimensions, not 32"), False),
+        (ValueError("a mistake in the code"), False),
+        (dg.Failure("as it is", allow_retries=False), False),
     ],
 )
 def test_only_failures_that_may_pass_are_tried_again(error: Exception, retried: bool) -> None:
     with pytest.raises(dg.Failure) as caught, failing_plainly():
         raise error
     assert caught.value.allow_retries is retried
-    assert str(error) in str(caught.value.description)
+    assert str(error.args[0] if error.args else error) in str(caught.value.description)
 
 
 def test_a_model_that_cannot_be_loaded_fails_the_run_at_once_and_the_next_one_goes_on(

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from typer.testing import CliRunner
@@ -64,15 +64,15 @@ TYPES: Mapping[str, Callable[[object], bool]] = {
 def fields_in(document: object, path: str = "") -> Iterable[tuple[str, object]]:
     """Every field of a JSON document with its path: `results[].tag`."""
     if isinstance(document, dict):
-        for name, value in document.items():
-            inside = f"{path}.{name}" if path else str(name)
+        for name, value in cast("dict[str, object]", document).items():
+            inside = f"{path}.{name}" if path else name
             yield inside, value
             yield from fields_in(value, inside)
     elif isinstance(document, list):
-        for value in document:
+        for value in cast("list[object]", document):
             if not isinstance(value, dict):
                 yield f"{path}[]", value
-            yield from fields_in(value, f"{path}[]")
+            yield from fields_in(cast("object", value), f"{path}[]")
 
 
 def field_gaps(text: str, document: object) -> list[str]:

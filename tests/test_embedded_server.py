@@ -312,7 +312,7 @@ def in_process(home: Path, script: str = "") -> subprocess.Popen[bytes]:
 
 def postmaster(home: Path) -> int | None:
     """The process id of the server of a home folder, if it is alive."""
-    return EmbeddedServer(home)._postmaster()  # pyright: ignore[reportPrivateUsage]
+    return EmbeddedServer(home).postmaster()
 
 
 def kill_server(home: Path) -> None:

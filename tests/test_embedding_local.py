@@ -343,6 +343,28 @@ def test_small_batches_go_to_the_small_engine_until_its_share_is_used(tmp_path: 
     assert len(small.batches) == 3
 
 
+def test_both_engines_keep_as_many_threads_as_they_are_given(tmp_path: Path) -> None:
+    from kb_platform.embedding.torch_engine import load_engine
+
+    folder = write_model(tmp_path)
+    shape = BertShape.from_config(read_config(folder))
+    assert shape is not None
+    ids = TokenReader(tokenizer_file(folder), 24).read(TEXTS * 20)
+    for engine in (
+        NumpyBert.load(weights_files(folder), shape, "mean", streams=3),
+        load_engine(folder, shape, "mean", device="cpu", dtype="float32", streams=3),
+    ):
+        model = cast("LocalModel", model_from_id(str(folder)))
+        reader = TokenReader(folder / "tokenizer.json", 24)
+        embedder = LocalEmbedder(
+            model, reader, small=None, large=lambda engine=engine: engine, token_budget=64
+        )
+        assert engine.streams == 3
+        vectors = embedder.embed_passages(TEXTS * 20).vectors
+        plain = checked_vectors(engine.encode(ids), TEXTS * 20, normalize=True)
+        np.testing.assert_allclose(vectors, plain, atol=2e-5)
+
+
 def test_without_a_small_engine_the_large_one_does_everything(tmp_path: Path) -> None:
     large = CountingEngine("large")
     embedder = _embedder(tmp_path, None, large)

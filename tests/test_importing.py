@@ -155,6 +155,17 @@ def test_what_postgresql_alone_refuses_is_quarantined_too(database: Database) ->
     assert import_observed(database, [good, bad]).quarantined_new == 0
 
 
+def test_a_replay_that_postgresql_refuses_stays_in_quarantine(database: Database, tmp_path: Path) -> None:
+    long = record(1, body="long " * 5_000)
+    import_files(database, [write_lines(tmp_path / "a.jsonl", [long])], SETTINGS)
+    (found,) = quarantined(database)
+    with database.transaction() as connection:
+        connection.execute("ALTER TABLE kb.observation ADD CONSTRAINT short CHECK (length(body) < 9)")
+    again = replay(database, found.quarantine_id, Settings())
+    assert (again.new, again.quarantined, again.reasons) == (0, 1, {"refused-by-database": 1})
+    assert [(f.reason, f.attempts) for f in quarantined(database)] == [("refused-by-database", 2)]
+
+
 def test_replaying_what_is_not_there(database: Database) -> None:
     with pytest.raises(NotKnown, match="no quarantined record 7"):
         replay(database, 7, SETTINGS)

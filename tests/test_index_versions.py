@@ -28,6 +28,11 @@ from tests.releases import notes, observe, release
 TOOL, OTHER = "acme/tool", "acme/other"
 WIDE = hashing_model("wide", dimension=48)
 AT_ONCE = timedelta(0)
+REPEATED = (
+    "INSERT INTO kb.observation (repository_id, release_id, observed_at, origin, content_hash, tag, name, body, prerelease, "
+    "draft, url, raw) SELECT repository_id, release_id, observed_at, origin, content_hash, tag, name, body, prerelease, "
+    "draft, url, raw FROM kb.observation WHERE sequence = 1"
+)
 
 
 @pytest.fixture
@@ -93,7 +98,8 @@ class TestFirstVersion:
             promotion.rollback(database)
 
     def test_two_runs_at_once_make_one(self, database: Database) -> None:
-        job, made = Job(database), []
+        job = Job(database)
+        made: list[int | None] = []
         threads = [
             threading.Thread(target=lambda: made.append(indexing.ensure_version(database, lambda: job.model)))
             for _ in range(4)
@@ -493,12 +499,7 @@ class TestAudit:
             ("UPDATE kb.indexed_observation SET release_id = 2 WHERE sequence = 1", "releases held twice"),
             ("UPDATE kb.embedding SET vector = '[1,0]' ", "vectors of another dimension"),
             ("UPDATE kb.index_version SET status = 'retired'", "served versions that are not ready"),
-            (
-                "INSERT INTO kb.observation (repository_id, release_id, observed_at, origin, content_hash, tag, name, body, "
-                "prerelease, draft, url, raw) SELECT repository_id, release_id, observed_at, origin, content_hash, tag, name, "
-                "body, prerelease, draft, url, raw FROM kb.observation WHERE sequence = 1",
-                "observations that repeat",
-            ),
+            (REPEATED, "observations that repeat"),
         ],
     )  # fmt: skip
     def test_finds_each_damage(self, job: Job, damage: LiteralString, rule: str) -> None:

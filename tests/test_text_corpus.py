@@ -56,7 +56,7 @@ def test_golden_answers_stand_whole_in_one_chunk(
     for name in ("lookup.jsonl", "removed.jsonl"):
         for line in (shared_data / "golden" / name).read_text(encoding="utf-8").splitlines():
             question: dict[str, Any] = json.loads(line)
-            key = question["repo"], question.get("source_tag")
+            key = str(question["repo"]), str(question.get("source_tag"))
             if key not in chunked:
                 continue
             asked += 1

@@ -44,7 +44,10 @@ TEXT = st.text(max_size=300) | st.text(alphabet="aB1_.-/:#@ '`\n\u00e9\u65e5", m
         ("CVE-2024-47764 and CVE 2024-47764", ["cve-2024-47764", "and", "cve-2024-47764"]),
         ("[#425](https://example.org/a/b/pull/426)", ["#425", "425", "#426", "426"]),
         ("https://example.org/about", []),
-        ("by @some-body", ["by", "@some-body"]),
+        ("by @some-body", ["by", "@some-body", "some-body", "som", "bodi"]),
+        ("`@overload`", ["@overload", "overload"]),
+        ("URLs and listURLs", ["url", "and", "listurls", "list", "url"]),
+        ("OpenSSL 1.1.1w", ["openssl", "open", "ssl", "1.1.1w"]),
         ("[`862d77b`]", ["862d77b"]),
         ("__fields__ _emphasis_", ["__fields__", "field", "emphasis"]),
         ("the server’s C++ and C#", ["th", "server", "c++", "and", "c#"]),
@@ -70,6 +73,9 @@ def test_an_identifier_is_a_term_whole_and_in_parts(text: str, expected: list[st
         "dependency dependencies",
         "alias aliases",
         "need needed",
+        "make makes made making",
+        "write writes wrote written writing",
+        "overwrite overwritten overwriting",
     ],
 )
 def test_the_forms_of_a_word_are_one_term(forms: str) -> None:

@@ -6,7 +6,7 @@ import json as json_module
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -193,6 +193,7 @@ def show(
     json: Json = False,
 ) -> None:
     """A release as it is in the log, now or as of a time; without a tag, the repository's releases."""
+    as_of = as_of and (as_of if as_of.tzinfo else as_of.replace(tzinfo=UTC))
     database = open_database(load_settings())
     with database.snapshot() as connection:
         repository_id, name = find_repository(connection, repository)
@@ -333,8 +334,8 @@ def _known_tag(text: str, tags: list[str]) -> str:
 
     found = text if text in tags else resolve(text, tags)
     if found is None:
-        near = ", ".join(tags[:8])
-        raise NotKnown(f"no release has the tag {text}", hint=f"the newest tags are {near}")
+        near = f"the newest tags are {', '.join(tags[:8])}" if tags else "nothing was known of it at that time"
+        raise NotKnown(f"no release has the tag {text}", hint=near)
     return found
 
 

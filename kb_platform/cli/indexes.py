@@ -29,7 +29,7 @@ def list_versions(*, json: Json = False) -> None:
     with open_database(load_settings()).snapshot() as connection:
         found = index_versions.versions(connection)
     if json:
-        say_json({"versions": [vars(version) for version in found]})
+        say_json({"versions": [_as_json(version) for version in found]})
         return
     table(
         ("version", "status", "model", "cut", "repositories", "releases", "chunks", "built", "promoted", "gate"),
@@ -109,3 +109,8 @@ def retire(version: Version, *, json: Json = False) -> None:
         say_json({"version": version, "dropped": dropped})
     else:
         say(f"index version {version} is retired")
+
+
+def _as_json(version: index_versions.IndexVersion) -> dict[str, object]:
+    """The model is named by its key; its number is the database's own."""
+    return {name: value for name, value in vars(version).items() if name != "model_id"}

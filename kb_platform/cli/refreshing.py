@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from kb_platform.cli.output import note, progress, say, table
-from kb_platform.home import dagster_home, embedder, open_database
+from kb_platform.home import embedder, open_database
 from kb_platform.settings import Settings
 
 if TYPE_CHECKING:
@@ -16,12 +16,10 @@ if TYPE_CHECKING:
 def refresh(settings: Settings) -> RefreshResult:
     """Refresh what is stale. Raises DatabaseUnavailable; what fails in a run is in the result."""
     # Dagster takes about a second to import; commands that only read do without it.
-    import dagster as dg
-
-    from kb_platform.definitions import refresh_in_process
+    from kb_platform.definitions import open_instance, refresh_in_process
 
     database = open_database(settings)
-    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
+    with open_instance(settings) as instance:
         return refresh_in_process(
             instance=instance,
             database=database,

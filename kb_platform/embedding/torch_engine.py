@@ -99,8 +99,8 @@ class TorchBert(TorchEngine):
     """A BERT-like encoder on packed tokens: nothing is padded, attention runs over texts of one length.
 
     Matrices are multiplied in the chosen precision; the residual stream and the norms stay float32. With
-    bfloat16 that keeps every vector within cosine 0.9999 of float32 (mean 0.99998), where bfloat16 throughout
-    falls to 0.9998 (768 lines of real notes, all-MiniLM-L6-v2).
+    bfloat16 that gives cosine 0.99999 to float32 on average and 0.99995 at least, and 99.5 % of the ten nearest
+    texts (3,000 chunks of real notes, all-MiniLM-L6-v2); bfloat16 throughout fell to 0.9998.
     """
 
     def __init__(

@@ -189,7 +189,7 @@ class EmbeddedServer:
     def _make_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.is_ready():
-            if self._postmaster() is None:
+            if self.postmaster() is None:
                 self._launch()
                 return
             # Alive without taking connections: it starts anew after one of its processes crashed, or is going down.
@@ -200,7 +200,7 @@ class EmbeddedServer:
                 )
             time.sleep(0.1)
 
-    def _postmaster(self) -> int | None:
+    def postmaster(self) -> int | None:
         """The process id of the server that runs on this data, if one does.
 
         After a crash `postmaster.pid` may name a process that has nothing to do with it: pg_ctl would not start, and
@@ -248,7 +248,7 @@ class EmbeddedServer:
         )
 
     def _shut_down(self) -> bool:
-        if self._postmaster() is None:
+        if self.postmaster() is None:
             return False
         stopped = self._run("pg_ctl", "-w", "-m", "fast", "-D", self.data, "stop", check=False)
         return stopped.returncode == 0

@@ -71,30 +71,21 @@ class _Writer:
 
     def flow(self, blocks: Sequence[Block], path: tuple[str, ...], owner: int | None) -> None:
         """Write a run of blocks: headings nest below `path` and end with the run."""
-        open_headings: list[tuple[int, str]] = []
-        folds: list[int] = []
+        above = _Path(path)
         for block, following in zip(blocks, _following(blocks), strict=True):
-            if block.shape is not Shape.ITEM and open_headings and open_headings[-1][0] == LABEL_LEVEL:
-                self._flush((*path, *(title for _, title in open_headings)), owner)
-                open_headings.pop()
-            if block.shape is Shape.UNFOLD and folds:
-                self._flush((*path, *(title for _, title in open_headings)), owner)
-                del open_headings[folds.pop() :]
-            headings = (*path, *(title for _, title in open_headings))
-            level = self._heading_level(block, following)
-            if level:
-                self._flush(headings, owner)
-                while open_headings and open_headings[-1][0] >= level and len(open_headings) > _floor(folds):
-                    open_headings.pop()
-                headings = (*path, *(title for _, title in open_headings))
-                self._write(Role.HEADING, block.start, block.end, headings, owner)
-                title = block.title or _label(self.body[block.start : block.end])
-                open_headings.append((level, title))
+            if block.shape is Shape.UNFOLD or (block.shape is not Shape.ITEM and above.ends_in_label):
+                self._flush(above.titles(), owner)
+                above.leave(block)
+            if level := self._heading_level(block, following):
+                self._flush(above.titles(), owner)
+                above.leave_level(level)
+                self._write(Role.HEADING, block.start, block.end, above.titles(), owner)
+                above.enter(level, block.title or _label(self.body[block.start : block.end]))
                 continue
             if block.shape is Shape.FOLD:
-                folds.append(len(open_headings))
-            self._block(block, headings, owner)
-        self._flush((*path, *(title for _, title in open_headings)), owner)
+                above.fold()
+            self._block(block, above.titles(), owner)
+        self._flush(above.titles(), owner)
 
     def _heading_level(self, block: Block, following: Block | None) -> int:
         """The level at which a block heads what follows it; 0 when it does not."""
@@ -197,8 +188,40 @@ class _Writer:
         self._write(Role.TEXT, begin, table.end, headings, owner)
 
 
-def _floor(folds: list[int]) -> int:
-    return folds[-1] if folds else 0
+class _Path:
+    """The headings above the next block of a run, which begins below `base`."""
+
+    def __init__(self, base: tuple[str, ...]) -> None:
+        self.base = base
+        self.open: list[tuple[int, str]] = []
+        self.folds: list[int] = []
+
+    @property
+    def ends_in_label(self) -> bool:
+        """Whether the last heading is a label, which heads one list and nothing else."""
+        return bool(self.open) and self.open[-1][0] == LABEL_LEVEL
+
+    def titles(self) -> tuple[str, ...]:
+        return (*self.base, *(title for _, title in self.open if title))
+
+    def enter(self, level: int, title: str) -> None:
+        self.open.append((level, title))
+
+    def leave_level(self, level: int) -> None:
+        """Close what a heading of this level ends; never what stands outside the current `<details>`."""
+        floor = self.folds[-1] if self.folds else 0
+        while len(self.open) > floor and self.open[-1][0] >= level:
+            self.open.pop()
+
+    def leave(self, block: Block) -> None:
+        """Close the label that `block` no longer belongs to, and the `<details>` that it closes."""
+        if self.ends_in_label:
+            self.open.pop()
+        if block.shape is Shape.UNFOLD and self.folds:
+            del self.open[self.folds.pop() :]
+
+    def fold(self) -> None:
+        self.folds.append(len(self.open))
 
 
 def _following(blocks: Sequence[Block]) -> list[Block | None]:

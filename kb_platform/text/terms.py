@@ -26,7 +26,7 @@ _TOKEN = re.compile(
       (?P<url>https?://[^\s<>"')\]]+)
     | (?P<advisory>\b(?:CVE[-\ _]\d{4}-\d+|GHSA(?:-[0-9a-z]{4}){3})\b)
     | (?P<number>(?<!\w)(?:\#|GH-)\d+\b)
-    | (?P<version>(?<![\w.])[vV]?\d+(?:\.\d+)+(?:[-.+]?(?:alpha|beta|dev|post|pre|rc|a|b)[-.]?\d*)?(?!\w))
+    | (?P<version>(?<![\w.])[vV]?\d+(?:\.\d+)+(?:[-.+]?(?:alpha|beta|dev|post|pre|rc|a|b)[-.]?\d*|[a-z])?(?!\w))
     | (?P<handle>(?<!\w)@[A-Za-z0-9][\w-]*(?![\w/]))
     | (?P<flag>(?<![\w-])--?[A-Za-z][\w-]*)
     | (?P<language>\b[CcFf](?:\+\+|\#)(?!\w))
@@ -35,7 +35,10 @@ _TOKEN = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 # Letters outside ASCII count as small ones: they never begin a part.
-_PARTS = re.compile(r"[A-Z]+(?=[A-Z][^\W\d_A-Z])|[A-Z]?[^\W\d_A-Z]+|[A-Z]+|\d+(?:\.\d+)*")
+_PARTS = re.compile(
+    r"[A-Z]{2,}s(?![^\W\d_A-Z])|[A-Z]+(?=[A-Z][^\W\d_A-Z])|[A-Z]?[^\W\d_A-Z]+|[A-Z]+|\d+(?:\.\d+)*"
+)
+_ACRONYMS = re.compile(r"[A-Z]{2,}s")
 _URL_NUMBER = re.compile(r"/(?:pull|issues|merge_requests|discussions)/(\d+)")
 _HASH = re.compile(r"(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{7,40}")
 _POSSESSIVE = re.compile(r"(?<=\w)['’](?:s|t|re|ve|ll|d|m)\b", re.IGNORECASE)
@@ -56,6 +59,39 @@ _DERIVATIONS: Final = (
 )
 # What looks like an ending in them is none.
 _UNTOUCHED: Final = frozenset({"alias", "always", "embed", "https", "kubernetes", "postgres", "setting"})
+# Verbs of release notes whose past has another stem.
+_IRREGULAR: Final = {
+    past: verb
+    for verb, pasts in {
+        "break": "broke broken",
+        "bring": "brought",
+        "build": "built",
+        "catch": "caught",
+        "choose": "chose chosen",
+        "draw": "drew drawn",
+        "find": "found",
+        "freeze": "froze frozen",
+        "grow": "grew grown",
+        "hide": "hid hidden",
+        "hold": "held",
+        "keep": "kept",
+        "lose": "lost",
+        "make": "made making",
+        "overwrite": "overwrote overwritten",
+        "override": "overrode overridden overriding",
+        "rebuild": "rebuilt",
+        "resend": "resent",
+        "rewrite": "rewrote rewritten",
+        "run": "ran",
+        "send": "sent",
+        "show": "shown",
+        "shrink": "shrank shrunk",
+        "take": "took taken taking",
+        "throw": "threw thrown",
+        "write": "wrote written writing",
+    }.items()
+    for past in pasts.split()
+}
 
 
 def terms(text: str) -> list[str]:
@@ -92,7 +128,8 @@ def token_terms(group: str, token: str) -> tuple[Sized, ...]:
         case "number":
             found = _number_terms(token.lstrip("#GHgh-"))
         case "handle":
-            found = ((token.casefold(), 0.0),)
+            # An author, who does not make a text longer, or a decorator, which is asked for by its name.
+            found = ((token.casefold(), 0.0), *((term, 0.0) for term, _ in _word_terms(token[1:])))
         case "version":
             found = ((token.casefold().removeprefix("v"), 1.0),)
         case _:
@@ -120,6 +157,8 @@ def _word_terms(token: str) -> tuple[Sized, ...]:
         return ()
     if _HASH.fullmatch(folded):
         return ((folded, 0.0),)
+    if _ACRONYMS.fullmatch(token):
+        return ((stem(folded[:-1]), 1.0),)
     if _PLAIN.fullmatch(folded) and (token.islower() or token.isupper() or token[1:].islower()):
         return ((stem(folded), 1.0),)
     parts = [part for found in _PARTS.findall(token) for part in _pairs(found.casefold())]
@@ -142,7 +181,7 @@ def stem(word: str) -> str:
 
     Rougher than Porter's, and shy of short words. `word` is in lower case.
     """
-    bare = _without_plural(word)
+    bare = _without_plural(_IRREGULAR.get(word, word))
     if bare not in _UNTOUCHED:
         bare = _without_derivation(_without_participle(bare))
     if len(bare) >= 3 and bare.endswith("e"):
