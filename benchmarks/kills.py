@@ -96,8 +96,9 @@ Contents = dict[str, Counter[str]]
 
 @dataclass
 class Outcome:
-    """What all disturbed builds together showed."""
+    """What all disturbed builds together showed. `pace`: seconds that a build takes when nobody kills it, as of late."""
 
+    pace: float
     builds: int = 0
     kills: Counter[Victim] = field(default_factory=Counter[Victim])
     lost: Counter[str] = field(default_factory=Counter[str])
@@ -178,11 +179,11 @@ def undisturbed(data: Path) -> tuple[Contents, float]:
 
 def disturb(data: Path, wanted: Contents, *, kills: int, seconds: float, chance: random.Random) -> Outcome:
     """Builds until `kills` were made, each compared; `seconds`: what a build takes undisturbed."""
-    outcome = Outcome()
+    outcome = Outcome(pace=seconds)
     begun = time.monotonic()
     while outcome.kills.total() < kills:
         with _home() as home:
-            _until_done(home, data, outcome, kills, seconds, chance)
+            _until_done(home, data, outcome, kills, chance)
             compare(outcome, wanted, home)
         outcome.builds += 1
         print(f"{outcome.kills.total()} of {kills} kills, {outcome.builds} builds", file=sys.stderr)
@@ -190,20 +191,23 @@ def disturb(data: Path, wanted: Contents, *, kills: int, seconds: float, chance:
     return outcome
 
 
-def _until_done(
-    home: Path, data: Path, outcome: Outcome, kills: int, seconds: float, chance: random.Random
-) -> None:
+def _until_done(home: Path, data: Path, outcome: Outcome, kills: int, chance: random.Random) -> None:
     while True:
         process = _start(home, data)
+        begun = time.monotonic()
         try:
-            # What is left to do gets less with every life, so some kills come to late and the build ends.
+            # What is left to do gets less with every life, so in the end a kill comes too late.
             may_kill = outcome.kills.total() < kills
-            code = process.wait(chance.uniform(0, 0.8 * seconds) if may_kill else LONGEST_BUILD_S)
+            code = process.wait(chance.uniform(0, outcome.pace) if may_kill else LONGEST_BUILD_S)
         except subprocess.TimeoutExpired:
             victim = chance.choice(VICTIMS)
-            code = _kill(process, home, victim)
             outcome.kills[victim] += 1
+            if _kill(process, home, victim) == 0:
+                return
+            continue
         if code == 0:
+            # Other work on the machine comes and goes; kills at random moments of a build need to know how long one is.
+            outcome.pace += (time.monotonic() - begun - outcome.pace) / 3
             return
 
 

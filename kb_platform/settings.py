@@ -51,8 +51,10 @@ class Settings(BaseSettings):
     embedding_threads: int | None = Field(
         default=None, ge=1, le=256, description="Threads of a local model on CPU. Unset: all cores."
     )
-    embedding_token_budget: int = Field(
-        default=8192, ge=256, description="Padded tokens in one batch of a local model."
+    embedding_token_budget: int | None = Field(
+        default=None,
+        ge=256,
+        description="Tokens in one batch of a local model. Unset: 2,048 on a CPU, 32,768 on a GPU.",
     )
     embedding_slice: int = Field(
         default=2048,

@@ -334,7 +334,9 @@ def _known_tag(text: str, tags: list[str]) -> str:
 
     found = text if text in tags else resolve(text, tags)
     if found is None:
-        near = f"the newest tags are {', '.join(tags[:8])}" if tags else "nothing was known of it at that time"
+        near = (
+            f"the newest tags are {', '.join(tags[:8])}" if tags else "nothing was known of it at that time"
+        )
         raise NotKnown(f"no release has the tag {text}", hint=near)
     return found
 
