@@ -12,9 +12,11 @@ from streamlit.starlette import App
 
 from app_streamlit.rendering import show_failure
 from app_streamlit.security_headers import SecurityHeaders
+from app_streamlit.session import open_while_serving
 
 app = App(
     Path(__file__).with_name("pages.py"),
+    lifespan=open_while_serving,
     middleware=[Middleware(SecurityHeaders)],
     on_script_error=show_failure,
 )

@@ -10,7 +10,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -21,7 +22,7 @@ from kb_platform import sample_corpus
 from kb_platform.errors import KbError, NotKnown
 from kb_platform.home import embedder, open_database
 from kb_platform.settings import Settings, load_settings
-from kb_platform.store import index_versions, release_log
+from kb_platform.store import embedded, index_versions, release_log
 from kb_platform.store.repositories import find_repository, repositories, verified_at
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _log: Final = logging.getLogger(__name__)
 # Every visitor's every click asks for it, and it counts releases.
 _FRESHNESS_KEPT_S: Final = 15.0
 _MOST_EXAMPLES: Final = 3
+_OPENING_TAKES_S: Final = 30.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,15 @@ class Knowledge(Protocol):
 class KnowledgeBase:
     """The knowledge base that the settings name. Safe to share between threads."""
 
-    def __init__(self, settings: Settings, database: Database, searcher: Searcher) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        searcher: Searcher,
+        *,
+        leave: Callable[[], None] | None = None,
+    ) -> None:
+        """`leave` gives up the hold on an embedded server, when this one is closed."""
         # Not at the top: `pages` is read before the first paint, and this needs numpy and the parsers of questions.
         from kb_platform.answering.answer import Answerer
 
@@ -93,6 +103,13 @@ class KnowledgeBase:
         self._answerer = Answerer(searcher)
         self._stale_after = timedelta(hours=settings.stale_after_hours)
         self._freshness: tuple[float, Freshness | None] | None = None
+        self._leave = leave
+
+    def close(self) -> None:
+        """Close the connections and give up the hold on an embedded server; the last to do so stops it."""
+        self._database.close()
+        if self._leave is not None:
+            self._leave()
 
     def answer(self, question: str, filters: Filters | None) -> Answer:
         """See Knowledge."""
@@ -159,11 +176,11 @@ class KnowledgeBase:
         )
 
 
-@st.cache_resource(show_spinner="Opening the knowledge base …")
+@st.cache_resource(show_spinner=False, on_release=KnowledgeBase.close)
 def knowledge_base() -> KnowledgeBase:
     """The knowledge base of this process, opened when first asked for. Raises SettingsError, DatabaseUnavailable, MigrationError.
 
-    An error is not kept: the next visit tries again.
+    An error is not kept: the next visit tries again. `knowledge_base.clear()` closes it.
     """
     from kb_platform.retrieval.searcher import Searcher
 
@@ -172,9 +189,31 @@ def knowledge_base() -> KnowledgeBase:
     searcher = Searcher(
         database, lambda model: embedder(settings, model), exact_scan_rows=settings.exact_scan_rows
     )
-    opened = KnowledgeBase(settings, database, searcher)
-    threading.Thread(target=opened.warm_up, name="warm-up", daemon=True).start()
-    return opened
+    leave = None if settings.database_url else embedded.running(settings.home_folder).leave
+    return KnowledgeBase(settings, database, searcher, leave=leave)
+
+
+@asynccontextmanager
+async def open_while_serving(_app: object) -> AsyncGenerator[None]:
+    """Open the knowledge base when the server starts and close it when it stops.
+
+    A server that is told to end by a signal ends without its exit handlers, so the embedded PostgreSQL is given up here.
+    """
+    opening = threading.Thread(target=_open_early, name="open-early", daemon=True)
+    opening.start()
+    yield
+    # Closed while it is being opened, it would stay open.
+    opening.join(_OPENING_TAKES_S)
+    knowledge_base.clear()
+
+
+def _open_early() -> None:
+    """So that the first visitor waits neither for the database nor for the model."""
+    try:
+        knowledge_base().warm_up()
+    except KbError as error:
+        # Visitors are shown it, with what to do.
+        _log.warning("the knowledge base cannot be opened: %s", error)
 
 
 def _sample_questions() -> list[tuple[str, str]]:

@@ -31,6 +31,8 @@ from kb_platform.text.words import index_terms, query_terms
 NAMES = tuple(Features.__dataclass_fields__)
 # Paraphrases are few (48 of some 1,500 questions) and the only ones that say what vectors are for.
 IMPORTANCE = {"paraphrase": 4.0}
+# To refuse what has an answer costs more than to show a near miss: people see the passage either way.
+FALSE_REFUSAL = 2.0
 Ranks = list[int]
 
 
@@ -234,31 +236,36 @@ def metrics(ranks: Ranks) -> str:
 
 
 def refusals(corpus: Corpus, asked: Sequence[Asked], vectors: np.ndarray, tuning: set[str]) -> None:
-    """Fits the bar on the tuning half and shows who would be refused, with the bar in use and with the one fitted."""
-    rows: list[tuple[Asked, Evidence, bool]] = []
+    """Fits the bar on the tuning half and shows who would be refused, with the bar fitted and with the one in use."""
+    rows: list[tuple[Asked, Evidence, float | None, bool]] = []
     for question, vector in zip(asked, vectors, strict=True):
         inquiry, candidates = corpus.candidates(question.topic, vector, question.repositories)
         ordered = rank(inquiry, candidates)
         if ordered and inquiry.concepts:
-            rows.append((question, measure(inquiry, ordered[0].candidate)[1], passes(inquiry, ordered)))
+            top = ordered[0].candidate
+            rows.append((question, measure(inquiry, top)[1], top.cosine, passes(inquiry, ordered)))
+    known = np.array([[e.coverage, e.gap, cosine or 0.0] for _, e, cosine, _ in rows])
+    truth = np.array([bool(q.expected) for q, *_ in rows])
     # Paraphrases look like invented questions to words and to this model alike, so they teach the bar nothing.
-    taught = [(q, e) for q, e, _ in rows if q.repository in tuning and q.kind != "paraphrase"]
-    known = np.array([[e.coverage, e.cosine or 0.0, e.gap] for _, e in taught])
-    truth = np.array([bool(q.expected) for q, _ in taught])
-    importance = np.array([0.5 if q.kind == "cut" else 1.0 for q, _ in taught])
-    for columns, label in (([0, 1, 2], "with a cosine"), ([0, 2], "without one")):
-        fitted = logistic(known[:, columns], truth, importance)
-        print(f"\nbar {label}: coverage, (cosine,) gap, constant = {np.round(fitted, 1).tolist()}", end="")
-        print(f"   in use {ranking.BAR_WITH_COSINE if len(columns) == 3 else ranking.BAR_WITHOUT_COSINE}")
-        print(f"{'refused':14}{'tuning':>9}{'held out':>10}{'in use, both':>15}")
-        for kind in dict.fromkeys(q.kind for q in asked):
-            shares = []
-            for half in (True, False):
-                part = [e for q, e, _ in rows if q.kind == kind and (q.repository in tuning) == half]
-                values = np.array([[e.coverage, e.cosine or 0.0, e.gap] for e in part])[:, columns]
-                shares.append(np.mean(values @ fitted[:-1] + fitted[-1] < 0))
-            used = np.mean([not passed for q, _, passed in rows if q.kind == kind])
-            print(f"{kind:14}{shares[0]:9.3f}{shares[1]:10.3f}{used:15.3f}")
+    taught = np.array([q.repository in tuning and q.kind != "paraphrase" for q, *_ in rows])
+    importance = np.array(
+        [FALSE_REFUSAL * (0.5 if q.kind == "cut" else 1.0) if q.expected else 1.0 for q, *_ in rows]
+    )
+    fitted = logistic(known[taught][:, :2], truth[taught], importance[taught])
+    offered = logistic(known[taught], truth[taught], importance[taught])
+    print(
+        f"\nbar: coverage, gap, constant = {np.round(fitted, 1).tolist()}, in use {list(ranking.BAR_WEIGHTS)}"
+    )
+    print(f"with the cosine: coverage, gap, cosine, constant = {np.round(offered, 1).tolist()}")
+    print(f"{'refused':14}{'tuning':>9}{'held out':>10}{'in use, both':>15}")
+    refused = known[:, :2] @ fitted[:-1] + fitted[-1] < 0
+    for kind in dict.fromkeys(q.kind for q in asked):
+        of_kind = np.array([q.kind == kind for q, *_ in rows])
+        tuned = np.array([q.repository in tuning for q, *_ in rows])
+        used = np.mean([not passed for q, _, _, passed in rows if q.kind == kind])
+        print(
+            f"{kind:14}{refused[of_kind & tuned].mean():9.3f}{refused[of_kind & ~tuned].mean():10.3f}{used:15.3f}"
+        )
 
 
 def logistic(

@@ -6,21 +6,31 @@ cluster, and no password stands in it. Does not belong here: what kb-platform it
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
-import yaml
 from dagster._config.config_schema import UserConfigSchema
 from dagster._core.instance.ref import InstanceRef
 from dagster._serdes import ConfigurableClassData
-from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage
 from dagster_postgres.utils import create_pg_engine
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from kb_platform.home import dagster_database_url, dagster_home, database_url
 from kb_platform.settings import Settings, load_settings
 from kb_platform.store.new_database import ensure_database
+
+EVENTS_IN_BATCH = 200
+# A ping for each query would double the statements of a run.
+UNTRIED_S = 1.0
 
 
 class KnowledgeBaseStorage(DagsterPostgresStorage):
@@ -32,13 +42,13 @@ class KnowledgeBaseStorage(DagsterPostgresStorage):
 
     def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(postgres_url, inst_data=inst_data)
-        # By itself dagster-postgres makes a connection for each query, 260 for a run of four steps; one that is kept (and
-        # tried before use: the embedded server may have been started anew) takes a second off every run.
-        engine = create_pg_engine(
-            postgres_url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=20, pool_pre_ping=True
-        )
+        self._event_log_storage = _EventLog(postgres_url)
+        # By itself dagster-postgres makes a connection for each query: 260 in a run of four steps.
+        engine = _pooled_engine(postgres_url)
         for part in (self._run_storage, self._event_log_storage, self._schedule_storage):
             part._engine = engine  # pyright: ignore[reportPrivateUsage] - there is no other way
+        # Dagster's own switch; it has no place in dagster.yaml.
+        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(EVENTS_IN_BATCH))
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
@@ -85,7 +95,44 @@ class KnowledgeBaseStorage(DagsterPostgresStorage):
             "class_name": whole.class_name,
             "config_yaml": whole.config_yaml,
         }
-        return ConfigurableClassData("dagster._core.storage.legacy_storage", name, yaml.dump(described))
+        # JSON is YAML.
+        return ConfigurableClassData("dagster._core.storage.legacy_storage", name, json.dumps(described))
+
+
+def _pooled_engine(url: str) -> Engine:
+    """Keeps a few connections, and tries one that was idle before it is used: the server may have been started anew."""
+    engine = create_pg_engine(url, isolation_level="AUTOCOMMIT", pool_size=3, max_overflow=20)
+
+    def checkin(_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    def checkout(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        idle_since = record.info.get("idle_since")
+        if idle_since is None or time.monotonic() - idle_since < UNTRIED_S:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            # SQLAlchemy's word for: make another one, and try again.
+            raise DisconnectionError from error
+
+    event.listen(engine, "checkin", checkin)
+    event.listen(engine, "checkout", checkout)
+    return engine
+
+
+class _EventLog(PostgresEventLogStorage):
+    """Dagster looks up its tables in the catalogue twice for every event that it stores."""
+
+    def __init__(self, postgres_url: str) -> None:
+        self._there: set[str] = set()
+        super().__init__(postgres_url)
+
+    def has_table(self, table_name: str) -> bool:
+        """Whether the database has a table. One that is there stays there."""
+        if table_name not in self._there and super().has_table(table_name):
+            self._there.add(table_name)
+        return table_name in self._there
 
 
 def open_instance(settings: Settings) -> dg.DagsterInstance:

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
@@ -106,7 +107,7 @@ def serving(
     with log.open("wb") as written:
         process = subprocess.Popen(
             [sys.executable, *command],
-            env=os.environ | environment, stdout=written, stderr=subprocess.STDOUT, cwd=log.parent, start_new_session=True,
+            env={key: value for key, value in os.environ.items() if not key.startswith("KB_")} | environment, stdout=written, stderr=subprocess.STDOUT, cwd=log.parent, start_new_session=True,
         )  # fmt: skip
     try:
         wait_until_healthy(f"http://127.0.0.1:{port}/_stcore/health", process, log)
@@ -207,6 +208,19 @@ def test_the_interface_for_programs_is_off(app: Served) -> None:
         urllib.request.urlopen(request, timeout=20)
     refused.value.close()
     assert refused.value.code in (403, 404)
+
+
+def test_an_app_that_is_told_to_end_takes_its_embedded_server_along(tmp_path: Path) -> None:
+    # The path of a Unix socket holds about 100 bytes; pytest's own folders have long names.
+    home = Path(tempfile.mkdtemp(prefix="kbt-"))
+    held = EmbeddedServer(home)
+    port = free_port()
+    command = ["-c", "from kb_platform.cli import main; main()", "app", "--port", str(port)]
+    with serving(command, port, {"KB_HOME": str(home)}, tmp_path / "app.log") as process:
+        assert held.postmaster() is not None
+    assert process.returncode == -signal.SIGTERM, (tmp_path / "app.log").read_text()
+    assert held.postmaster() is None
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def test_a_visitor_asks_and_sees_the_proof(app: Served, browser: Browser, tmp_path: Path) -> None:

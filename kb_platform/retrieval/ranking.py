@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import mul
 from typing import Final
 
@@ -19,17 +19,17 @@ from kb_platform.text.terms import sized_terms, terms
 from kb_platform.text.words import Concept, concepts
 
 WEIGHTS: Final[Mapping[str, float]] = {
-    "words": 3.8,
-    "cosine": 6.1,
-    "coverage": 4.1,
-    "order": 3.4,
-    "kind": 0.3,
+    "words": 1.8,
+    "cosine": 5.4,
+    "coverage": 4.8,
+    "order": 2.8,
+    "kind": 0.5,
 }
+"""Feature → weight, as `benchmarks/ranking_experiments.py` learned them, rounded."""
 BAR: Final = 0.5
-BAR_WITH_COSINE: Final = (5.7, 2.4, -18.0, -4.0)
-"""Evidence → log-odds that it answers: weights of coverage, cosine, gap, and a constant."""
-BAR_WITHOUT_COSINE: Final = (9.0, -14.0, -5.0)
-"""The same for an index without vectors: coverage, gap, constant."""
+BAR_WEIGHTS: Final = (7.3, -24.5, -3.1)
+"""Evidence → log-odds that it answers: weights of coverage and gap, and a constant. Learned as the weights were. Cosines
+were offered to it as well and came out with no weight: they are as high for what was made up as for what was reworded."""
 READ: Final = 48
 """How many candidates, the best by words and vectors alone, are read in full. The rest keep that order below them."""
 READ_CHARACTERS: Final = 2_000
@@ -114,12 +114,11 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the bar looks at. `coverage`: share of the question, by idf, that the chunk speaks of. `gap`: share of the
-    question that its weightiest concept has of which the chunk says nothing. `cosine` as in `Candidate`."""
+    """What the bar looks at. `coverage`: share of the question, by idf, that the chunk speaks of. `gap`: the largest share
+    that one concept has of which the chunk says nothing: an answer says the rarest thing that was asked for."""
 
     coverage: float
     gap: float
-    cosine: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +174,7 @@ def measure(inquiry: Inquiry, candidate: Candidate) -> tuple[Features, Evidence]
         order=coverage * _order(inquiry, reading),
         kind=1.0 if candidate.kind in inquiry.kinds else 0.0,
     )
-    return found, Evidence(coverage, max(missing, default=0.0) / total, candidate.cosine)
+    return found, Evidence(coverage, max(missing, default=0.0) / total)
 
 
 def _ranked(inquiry: Inquiry, candidate: Candidate) -> Ranked:
@@ -185,13 +184,8 @@ def _ranked(inquiry: Inquiry, candidate: Candidate) -> Ranked:
 
 
 def _relevance(found: Evidence) -> float:
-    if found.cosine is None:
-        coverage, gap, constant = BAR_WITHOUT_COSINE
-        log_odds = coverage * found.coverage + gap * found.gap + constant
-    else:
-        coverage, cosine, gap, constant = BAR_WITH_COSINE
-        log_odds = coverage * found.coverage + cosine * found.cosine + gap * found.gap + constant
-    return 1 / (1 + math.exp(-log_odds))
+    coverage, gap, constant = BAR_WEIGHTS
+    return 1 / (1 + math.exp(-(coverage * found.coverage + gap * found.gap + constant)))
 
 
 def _first_guess(inquiry: Inquiry, candidate: Candidate) -> float:
@@ -214,19 +208,24 @@ class _Reading:
 
 
 def _reading(candidate: Candidate) -> _Reading:
-    return _read(candidate.text, candidate.headings, f"{candidate.repository} {candidate.tag}")
+    return _read(candidate.text, candidate.headings, candidate.repository, candidate.tag)
 
 
 @lru_cache(maxsize=20_000)
-def _read(text: str, headings: tuple[str, ...], context: str) -> _Reading:
+def _read(text: str, *around: str | tuple[str, ...]) -> _Reading:
     places: dict[str, list[int]] = {}
     said: list[str] = []
     for place, (term, size) in enumerate(sized_terms(text[:READ_CHARACTERS])):
         places.setdefault(term, []).append(place)
         if size:
             said.append(term)
-    around = [term for part in (*headings, context) for term in terms(part)]
-    return _Reading(places, frozenset(said), frozenset(around))
+    return _Reading(places, frozenset(said), frozenset(chain.from_iterable(map(_terms_around, around))))
+
+
+@lru_cache(maxsize=20_000)
+def _terms_around(around: str | tuple[str, ...]) -> frozenset[str]:
+    parts = (around,) if isinstance(around, str) else around
+    return frozenset(term for part in parts for term in terms(part))
 
 
 def _signature(candidate: Candidate) -> frozenset[str]:
