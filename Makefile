@@ -38,7 +38,8 @@ app: setup ## the app, on 127.0.0.1
 	@.venv/bin/kb app
 
 dagster: setup ## Dagster's UI and daemon over this checkout's state
-	@.venv/bin/kb init --quiet && .venv/bin/dagster dev -m kb_platform.definitions
+	@.venv/bin/kb init --quiet && .venv/bin/dagster dev -m kb_platform.definitions \
+		-h "$${KB_DAGSTER_HOST:-127.0.0.1}" -p "$${KB_DAGSTER_PORT:-3000}"
 
 lint: setup ## style and the direction of imports
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports

@@ -26,6 +26,8 @@ from kb_platform.store.repositories import find_repository
 MOST_TAKEN_ALONG = 8
 PROCESS_TAG = "kb/process"
 WORK_TAG = "kb/work"
+# By this the UI knows that a run belongs to the job of our code location: what it launches itself has it too.
+LOCATION_TAGS = {".dagster/repository": "__repository__@kb_platform"}
 
 
 @dataclass
@@ -123,7 +125,7 @@ def _execute(
 ) -> dg.ExecuteInProcessResult:
     return job.execute_in_process(
         instance=instance,
-        tags={PROCESS_TAG: _this_process(), WORK_TAG: fingerprint} | range_tags(keys),
+        tags={PROCESS_TAG: _this_process(), WORK_TAG: fingerprint} | LOCATION_TAGS | range_tags(keys),
         raise_on_error=False,
         # The log is in the instance, and the command line says what went wrong in its own words.
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster_cloud_cli.config.models import load_dagster_cloud_yaml
 from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import (
@@ -36,7 +38,7 @@ from kb_platform.settings import Settings
 from kb_platform.store.database import Database
 from kb_platform.store.embedded import EmbeddedServer
 from kb_platform.store.new_database import ensure_database
-from resources.dagster_storage import KnowledgeBaseStorage, open_instance
+from resources.dagster_storage import UNTRIED_S, KnowledgeBaseStorage, open_instance
 
 CHECKOUT = Path(__file__).parents[1]
 LAPTOP = Settings()
@@ -242,6 +244,23 @@ def test_history_is_kept_in_a_database_that_is_made_when_missing(
     url = str(home.dagster_database_url)
     with psycopg.connect(url) as connection:
         assert connection.execute("SELECT partition FROM dynamic_partitions").fetchall() == [("a/b",)]
+
+
+def test_history_outlives_its_connections(
+    instance: dg.DagsterInstance, server: EmbeddedServer, tmp_path: Path
+) -> None:
+    instance.add_dynamic_partitions("repositories", ["a/b"])
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+            (f"history_{tmp_path.name}",),
+        )
+    time.sleep(UNTRIED_S + 0.1)
+    assert instance.get_dynamic_partitions("repositories") == ["a/b"]
+
+
+def test_a_command_that_runs_jobs_itself_keeps_its_own_output(instance: dg.DagsterInstance) -> None:
+    assert isinstance(instance.compute_log_manager, NoOpComputeLogManager)
 
 
 def test_every_process_makes_the_storage_anew_from_what_it_is_handed(instance: dg.DagsterInstance) -> None:

@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kb_platform.retrieval.ranking import (
@@ -130,6 +130,7 @@ def test_every_weight_names_a_feature() -> None:
     assert all(weight > 0 for weight in WEIGHTS.values())
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(NOTES) | st.text(max_size=60), max_size=READ + 10),
     st.sampled_from([*NOTES, "", "which release?", "gauge", "\x00 \u65e5\u672c"]),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pgvector import HalfVector
 from psycopg import sql
 
+from kb_platform.stages import indexing
 from kb_platform.store import index_versions, search
 from kb_platform.store.chunks import CUT, sparsevec
 from kb_platform.store.database import SEARCH_SETTINGS, Connection, Database, scalar
@@ -379,6 +380,18 @@ def test_any_conditions_mean_what_they_say(table: Table, conditions: Conditions,
         assert search.count(connection, version, conditions) == len(matching)
     assert {number_of(row) for row in found} <= set(matching)
     assert len(found) >= min(k, len(matching))
+
+
+@pytest.mark.slow
+def test_a_version_that_grew_gets_the_graph_that_it_lacks(make_table: Callable[[int], Table]) -> None:
+    table = make_table(60_000)
+    with table.database.transaction() as connection:
+        connection.execute("DROP INDEX kb.index_1_graph")
+        assert indexing.is_unfinished(connection)
+    indexing.complete_versions(table.database)
+    with table.database.snapshot() as connection:
+        assert index_versions.has_graph(connection, 1)
+        assert not indexing.is_unfinished(connection)
 
 
 def test_connections_are_set_up_for_searching(table: Table) -> None:

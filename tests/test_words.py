@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kb_platform.text.terms import stem
@@ -90,11 +90,13 @@ def test_different_words_stay_apart(words: str) -> None:
     assert stem(first) != stem(second)
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_equal_texts_in_unicode_have_equal_terms(text: str) -> None:
     assert terms(unicodedata.normalize("NFKD", text)) == terms(text)
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT)
 def test_lines_do_not_influence_each_other(first: str, second: str) -> None:
     assert terms(f"{first}\n{second}") == terms(first) + terms(second)
@@ -116,11 +118,13 @@ def test_term_ids_stay_what_they_were() -> None:
     assert term_id("--no-cache") == 40_373_589
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_term_ids_fit_a_sparsevec(term: str) -> None:
     assert 1 <= term_id(term) <= DIMENSIONS < 2**31
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.text(max_size=20), st.lists(st.text(max_size=40), max_size=3), TEXT)
 def test_weights_make_a_sparse_vector(repository: str, version: str, headings: list[str], text: str) -> None:
     found = index_terms(repository, version, headings, text)
@@ -169,6 +173,7 @@ def test_references_do_not_make_a_chunk_long() -> None:
     assert all(weights[identity] == weight for identity, weight in zip(bare.ids, bare.weights, strict=True))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9), st.integers(0, 10**9))
 def test_rare_terms_say_more(first: int, second: int) -> None:
     documents = max(first, second)

@@ -144,7 +144,8 @@ prerelease prereleases publish quarter relevant remove removed removes removal r
 something stable summarise summarize summary support tell through today total under update updated updates updating upgrade
 upgraded upgrades upgrading use used using vulnerabilities vulnerability watch way week well within worry year yesterday
 fix fixed no not made project team final your ours but exist exists oldest we're going go should expect expected still s come shipped oldest anything things thing stuff all-time ourselves let need happened landed land shipping ship ships behaviour behavior stays stay
-just only so far both inclusive during date dates dated period series line branch utc advisory advisories
+am moving move moves moved jump jumping switch switching bump bumping heading headed branches lines counting counted
+coming matter matters concern concerns just only so far both inclusive during date dates dated period series line branch utc advisory advisories
 """
 _LEADING: Final = frozenset(_LEADING_WORDS.split())
 _TRAILING: Final = frozenset(_TRAILING_WORDS.split())

@@ -6,6 +6,7 @@ move, `autocommit` for what PostgreSQL refuses inside a transaction. What is rea
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -191,10 +192,12 @@ def without_password(url: str) -> str:
     'postgresql://me:***@db:5432/kb'
     """
     parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    # libpq takes passwords as parameters too.
+    parts = parts._replace(query=re.sub(r"(?i)((?:^|&)\w*password=)[^&]*", r"\1***", parts.query))
+    if parts.password is not None:
+        host = parts.netloc.rpartition("@")[2]
+        parts = parts._replace(netloc=f"{parts.username or ''}:***@{host}")
+    return urlunsplit(parts)
 
 
 def with_database(url: str, name: str) -> str:

@@ -108,6 +108,8 @@ def create(connection: Connection, model: EmbeddingModel, provenance: dict[str, 
             (model_id, CUT, json.dumps(provenance)),
         )
     )
+    # By default PostgreSQL moves values of rows over 2 kB, as those of large models are, out of the table; scanning them
+    # took three times as long (1,024 dimensions).
     connection.execute(
         sql.SQL(
             """
@@ -124,7 +126,7 @@ def create(connection: Connection, model: EmbeddingModel, provenance: dict[str, 
                 vector halfvec({dimension}) NOT NULL,
                 words sparsevec({dimensions}) NOT NULL,
                 PRIMARY KEY (sequence, ordinal)
-            )
+            ) WITH (toast_tuple_target = 8160)
             """
         ).format(
             table=table_of(number), dimension=sql.Literal(model.dimension), dimensions=sql.Literal(DIMENSIONS)
