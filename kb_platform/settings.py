@@ -88,6 +88,11 @@ class Settings(BaseSettings):
         ge=0,
         description="At most this many rows in scope are searched exactly; more go through the HNSW index.",
     )
+    stale_after_hours: float = Field(
+        default=24.0,
+        gt=0,
+        description="A watched repository not verified for this many hours is reported as stale.",
+    )
     app_host: str = Field(default="127.0.0.1", description="Address the app listens on.")
     app_port: int = Field(default=8501, ge=1, le=65_535, description="Port the app listens on.")
     dagster_host: str = Field(default="127.0.0.1", description="Address Dagster's UI listens on.")

@@ -251,7 +251,7 @@ def test_killed_while_making_the_data() -> None:
             assert connection.execute("SELECT current_database()").fetchone() == ("kb",)
     finally:
         server.leave()
-        wait_for(lambda: not any("initdb" in line for line in commands_about(home)))
+        wait_for(lambda: not any("initdb" in line and str(home) in line for line in processes()))
         shutil.rmtree(home)
 
 
@@ -316,16 +316,23 @@ def postmaster(home: Path) -> int | None:
 
 
 def kill_server(home: Path) -> None:
+    """Kill the server; its backends serve on until they notice, a moment later."""
     pid = postmaster(home)
     assert pid is not None
+    children = [line.split()[0] for line in processes() if line.split()[1] == str(pid)]
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: postmaster(home) is None)
+    wait_for(
+        lambda: not any(line.split()[0] in children and line.split()[2][0] != "Z" for line in processes())
+    )
 
 
-def commands_about(home: Path) -> list[str]:
-    """The command lines of all processes that name a folder."""
-    shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in shown.splitlines() if str(home) in line]
+def processes() -> list[str]:
+    """Number, parent, state and command line of every process."""
+    shown = subprocess.run(
+        ["ps", "-eo", "pid,ppid,stat,args"], capture_output=True, text=True, check=True
+    ).stdout
+    return shown.splitlines()[1:]
 
 
 def wait_for(is_so: Callable[[], bool], *, at_most_s: float = 30) -> None:
