@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 
 from kb_platform.retrieval.ranking import (
     BAR,
+    BAR_WEIGHTS,
     READ,
     WEIGHTS,
     Candidate,
+    Evidence,
     Features,
     Inquiry,
+    evidence,
     measure,
     passes,
     rank,
@@ -164,6 +167,45 @@ def test_the_bar_holds_without_vectors() -> None:
     ):
         inquiry, found = candidates(topic, cosines=[None] * len(NOTES))
         assert passes(inquiry, rank(inquiry, found)) is expected
+
+
+def test_every_weight_of_the_bar_names_evidence() -> None:
+    assert set(BAR_WEIGHTS) == set(Evidence.__dataclass_fields__)
+
+
+def test_a_lead_over_other_releases_lets_an_answer_in_other_words_pass() -> None:
+    topic = "start-up became faster at last"
+    inquiry, found = candidates(topic, cosines=[0.3, 0.3, 0.3, 0.3, 0.75, 0.3])
+    ahead = rank(inquiry, found)[0]
+    inquiry, found = candidates(topic, cosines=[0.3, 0.3, 0.7, 0.7, 0.75, 0.7])
+    abreast = rank(inquiry, found)[0]
+    assert ahead.candidate.text == abreast.candidate.text == NOTES[4]
+    assert ahead.relevance > abreast.relevance + 0.2
+
+
+def test_the_lead_leaves_out_the_same_release_and_the_same_text_elsewhere() -> None:
+    inquiry, found = candidates("fuel gauge", [NOTES[0], NOTES[0], NOTES[2], NOTES[3]], [0.8, 0.8, 0.7, 0.5])
+    found[2] = replace(found[2], tag="1.0")
+    assert [seen.lead for seen in evidence(inquiry, found)] == pytest.approx([0.3, 0.1, -0.1, -0.3])
+
+
+@given(st.lists(st.none() | st.floats(-1, 1), min_size=1, max_size=6))
+def test_without_a_rival_there_is_no_lead(cosines: list[float | None]) -> None:
+    inquiry, found = candidates("fuel gauge", NOTES[: len(cosines)], cosines)
+    one_release = [replace(candidate, tag="1.0") for candidate in found]
+    assert all(seen.lead == 0 for seen in evidence(inquiry, one_release))
+    without_vectors = [replace(candidate, cosine=None) for candidate in found]
+    assert all(seen.lead == 0 for seen in evidence(inquiry, without_vectors))
+
+
+def test_an_identifier_that_is_not_said_counts_against_an_answer_more_than_a_plain_word() -> None:
+    note = ["Added `--dry-run` to the launch command"]
+    plain, found = candidates("sensible --dry-run launch command", note)
+    word = evidence(plain, found)[0]
+    named, found = candidates("--wet-walk dry launch command", note)
+    name = evidence(named, found)[0]
+    assert word.unnamed == 0.0 < name.unnamed
+    assert word.gap > 0.0
 
 
 def test_a_question_without_words_of_its_own_is_answered_by_its_filters() -> None:

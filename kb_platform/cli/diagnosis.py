@@ -141,7 +141,7 @@ def _graphs(database: Database) -> Finding:
     with database.snapshot() as connection:
         broken = index_versions.invalid_indexes(connection)
     return Finding("graph", not broken, f"invalid: {', '.join(broken)}" if broken else "no invalid index",
-                   "an index build died: `kb index build --promote`, then `kb index retire` the old one")  # fmt: skip
+                   "an index build died: `kb refresh` builds it anew")  # fmt: skip
 
 
 def _quarantine(database: Database) -> Finding:

@@ -23,8 +23,8 @@ of the golden questions, and all of the paraphrases: neither words nor this mode
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import chain, pairwise
@@ -43,9 +43,10 @@ WEIGHTS: Final[Mapping[str, float]] = {
 }
 """Feature → weight, as `benchmarks/ranking_experiments.py` learned them, rounded."""
 BAR: Final = 0.5
-BAR_WEIGHTS: Final = (7.9, -21.9, -3.7)
-"""Evidence → log-odds that it answers: weights of coverage and gap, and a constant. Learned as the weights were. Cosines
-were offered to it as well and came out with no weight: they are as high for what was made up as for what was reworded."""
+BAR_WEIGHTS: Final[Mapping[str, float]] = {"coverage": 6.5, "gap": -3.6, "unnamed": -5.3, "lead": 7.2}
+BAR_CONSTANT: Final = -3.1
+"""Evidence → log-odds that it answers, learned as the weights were. Cosines themselves were offered as well and came out with
+next to no weight: what tells is by how much the best one is ahead of what other releases say."""
 READ: Final = 48
 """How many candidates, the best by words and vectors alone, are read in full. The rest keep that order below them."""
 READ_CHARACTERS: Final = 2_000
@@ -137,11 +138,18 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the bar looks at. `coverage`: share of the question, by idf, that the chunk speaks of. `gap`: the largest share
-    that one concept has of which the chunk says nothing: an answer says the rarest thing that was asked for."""
+    """What the bar looks at; free of the size of the corpus, because every idf is a share of the question's sum.
+
+    `coverage`: share of the question, by idf, that the chunk speaks of. `gap`: the largest share that one concept has of
+    which the chunk says nothing. `unnamed`: the largest share that an identifier loses by not being said as asked: people
+    put plain words their own way, names they copy. `lead`: the cosine, less the highest of a chunk that says something else
+    in another release; 0 where there are no vectors or no other release.
+    """
 
     coverage: float
     gap: float
+    unnamed: float
+    lead: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +167,7 @@ def rank(inquiry: Inquiry, candidates: Sequence[Candidate]) -> list[Ranked]:
     if not inquiry.concepts:
         return [Ranked(candidate, 0.0, 1.0) for candidate in candidates]
     ordered = sorted(candidates, key=lambda candidate: -_first_guess(inquiry, candidate))
-    read = [_ranked(inquiry, candidate) for candidate in ordered[:READ]]
+    read = _ranked(inquiry, ordered[:READ])
     best: dict[frozenset[str], float] = {}
     for found in read:
         signature = _signature(found.candidate)
@@ -184,7 +192,7 @@ def passes(inquiry: Inquiry, ranked: Sequence[Ranked]) -> bool:
 
 
 def measure(inquiry: Inquiry, candidate: Candidate) -> tuple[Features, Evidence]:
-    """What is measured of one candidate, for its order and for the bar; reads its text."""
+    """What is measured of one candidate, for its order and for the bar; reads its text. `evidence` adds the lead."""
     reading = _reading(candidate)
     matched = [_match(concept, reading) for concept in inquiry.concepts]
     total = sum(inquiry.worths) or 1.0
@@ -199,28 +207,60 @@ def measure(inquiry: Inquiry, candidate: Candidate) -> tuple[Features, Evidence]
     return found, _evidence(inquiry, matched)
 
 
+def evidence(inquiry: Inquiry, candidates: Sequence[Candidate]) -> list[Evidence]:
+    """What the bar sees of each of the candidates among these, in their order."""
+    return [
+        replace(measure(inquiry, candidate)[1], lead=lead)
+        for candidate, lead in zip(candidates, _leads(candidates), strict=True)
+    ]
+
+
 def _evidence(inquiry: Inquiry, matched: Sequence[float]) -> Evidence:
     """Without the deed, unless nothing else is asked: a heading says "fixed" as well as a note does, and in a corpus of a
     hundred releases the word is rare enough to refuse the right answer (2026-11: 2 of the 3 demo questions)."""
-    asked = [
-        (worth, match)
-        for concept, worth, match in zip(inquiry.concepts, inquiry.worths, matched, strict=True)
-        if concept.term not in DEEDS
-    ] or list(zip(inquiry.worths, matched, strict=True))
-    total = sum(worth for worth, _ in asked) or 1.0
-    missing = (worth for worth, match in asked if match < MISSING)
-    return Evidence(sum(worth * match for worth, match in asked) / total, max(missing, default=0.0) / total)
+    everything = list(zip(inquiry.concepts, inquiry.worths, matched, strict=True))
+    asked = [entry for entry in everything if entry[0].term not in DEEDS] or everything
+    total = sum(worth for _, worth, _ in asked) or 1.0
+    missing = (worth for _, worth, match in asked if match < MISSING)
+    unnamed = (worth * (1 - match) for concept, worth, match in asked if concept.identifier)
+    return Evidence(
+        coverage=sum(worth * match for _, worth, match in asked) / total,
+        gap=max(missing, default=0.0) / total,
+        unnamed=max(unnamed, default=0.0) / total,
+    )
 
 
-def _ranked(inquiry: Inquiry, candidate: Candidate) -> Ranked:
-    found, evidence = measure(inquiry, candidate)
-    score = sum(weight * getattr(found, name) for name, weight in WEIGHTS.items())
-    return Ranked(candidate, score, _relevance(evidence))
+def _leads(candidates: Sequence[Candidate]) -> list[float]:
+    """Of each candidate: how far its cosine is above that of the best rival, another text in another release."""
+    signatures = {place: _signature(candidate) for place, candidate in enumerate(candidates)}
+    cosines = {place: c.cosine for place, c in enumerate(candidates) if c.cosine is not None}
+    nearest = sorted(cosines, key=lambda place: -cosines[place])
+
+    def rivals(place: int) -> Iterator[float]:
+        own = candidates[place]
+        for other in nearest:
+            elsewhere = (candidates[other].repository, candidates[other].tag) != (own.repository, own.tag)
+            if elsewhere and signatures[other] != signatures[place]:
+                yield cosines[other]
+
+    return [
+        cosines[place] - next(rivals(place), cosines[place]) if place in cosines else 0.0
+        for place in range(len(candidates))
+    ]
+
+
+def _ranked(inquiry: Inquiry, candidates: Sequence[Candidate]) -> list[Ranked]:
+    read: list[Ranked] = []
+    for candidate, lead in zip(candidates, _leads(candidates), strict=True):
+        found, seen = measure(inquiry, candidate)
+        score = sum(weight * getattr(found, name) for name, weight in WEIGHTS.items())
+        read.append(Ranked(candidate, score, _relevance(replace(seen, lead=lead))))
+    return read
 
 
 def _relevance(found: Evidence) -> float:
-    coverage, gap, constant = BAR_WEIGHTS
-    return 1 / (1 + math.exp(-(coverage * found.coverage + gap * found.gap + constant)))
+    odds = BAR_CONSTANT + sum(weight * getattr(found, name) for name, weight in BAR_WEIGHTS.items())
+    return 1 / (1 + math.exp(-odds))
 
 
 def _first_guess(inquiry: Inquiry, candidate: Candidate) -> float:
