@@ -22,7 +22,7 @@ KEY = dg.AssetKey("chunks")
 DESCRIPTION = """\
 **Release notes, cut along their structure.** One change item is one chunk: with its heading path, its kind (breaking,
 security, deprecation, removal, feature, fix, performance, docs, other), its references (#1234, CVE, commits) and its exact
-span in the body. Small items are packed, huge ones split; no character is lost.
+span in the body. An item is a chunk, however small; huge ones are split; no character is lost.
 
 - *Rows*: `kb.current_chunks`; a chunk belongs to one observation and never changes.
 - *Computed*: only observations that are not cut yet. A new chunker cuts all of them again, beside the old chunks, which

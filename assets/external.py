@@ -23,8 +23,8 @@ def external_assets() -> list[dg.AssetSpec]:
             kinds={"github"},
             owners=OWNERS,
             description=(
-                "**Releases as GitHub shows them**, in the JSON of its REST API. They come as files (`kb import`) or by "
-                "polling. They are edited, deleted, re-tagged and back-ported without notice; that is why the log keeps "
+                "**Releases as GitHub shows them**, in the JSON of its REST API. They come as files (`kb import`). "
+                "They are edited, deleted, re-tagged and back-ported without notice; that is why the log keeps "
                 "every observation."
             ),
         ),
@@ -34,8 +34,8 @@ def external_assets() -> list[dg.AssetSpec]:
             kinds={"kafka"},
             owners=OWNERS,
             description=(
-                "**Release events of a Kafka topic**, for producers who push instead of being polled. Off until "
-                "`KB_KAFKA_BOOTSTRAP_SERVERS` is set. Rows and the next offset are written in one transaction."
+                "**Release events of a Kafka topic**, for producers who push instead of being polled. Nothing lands from "
+                "it yet: the place in the lineage is kept for the consumer."
             ),
         ),
     ]

@@ -306,4 +306,4 @@ def _twisted(corpus: Corpus, question: Asked, others: Sequence[Asked]) -> Asked 
 
 def _rarest(corpus: Corpus, topic: str) -> str | None:
     words = [word for word in re.findall(r"[\w./-]{4,}", topic) if query_terms(word)]
-    return max(words, key=lambda word: corpus.words.idf(next(iter(query_terms(word)))), default=None)
+    return max(words, key=lambda word: max(map(corpus.words.idf, query_terms(word))), default=None)

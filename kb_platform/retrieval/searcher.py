@@ -173,7 +173,7 @@ class Searcher:
             filters=filters,
             passages=tuple(_spread(passages)[:k]),
             index_version=version.version,
-            answerable=ranking.passes(inquiry, ranked) and not _asks_elsewhere(question),
+            answerable=ranking.passes(inquiry, ranked) and not _asks_elsewhere(question, ranked[:3]),
             notes=tuple(notes),
         )
 
@@ -268,9 +268,19 @@ def _passage(found: ranking.Ranked) -> Passage:
     )
 
 
-def _asks_elsewhere(question: Question) -> bool:
-    """Whether a question is about a project that is not here, and about none that is."""
-    return bool(question.unknown_projects) and not question.filters.repositories
+def _asks_elsewhere(question: Question, ranked: Sequence[ranking.Ranked]) -> bool:
+    """Whether a question is about a project that is not here: it names one, and what was found never speaks of that name.
+
+    "The Cloudflare adapter" is no repository, but a package of one, and its tags say so.
+    """
+    if not question.unknown_projects or question.filters.repositories:
+        return False
+    said = [
+        " ".join((c.repository, c.tag, *c.headings, c.text)).casefold()
+        for c in (found.candidate for found in ranked)
+    ]
+    names = [name.casefold() for project in question.unknown_projects for name in project.split()]
+    return not any(name in text for name in names for text in said)
 
 
 def _reading_order(row: Row) -> tuple[object, ...]:
