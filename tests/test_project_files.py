@@ -191,7 +191,7 @@ def index_hosts() -> list[str]:
         "UV_INDEX",
     )
     text = " ".join(os.environ.get(name, "") for name in names)
-    return sorted(set(re.findall(r"https?://(?:[^/@\s]*@)?([\w.-]+\.\w+)", text)) - {"pypi.org"})
+    return sorted(set(re.findall(r"https?://(?:[^/@\s]*@)?([\w.-]+\.\w+)", text)))
 
 
 def test_no_file_carries_traces_of_a_machine() -> None:
