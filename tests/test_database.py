@@ -46,7 +46,12 @@ def test_a_snapshot_stands_still_and_writes_nothing(database: Database) -> None:
 def test_autocommit_is_outside_of_any_transaction(database: Database) -> None:
     with database.autocommit() as connection:
         connection.execute("CREATE TABLE seen (number integer)")
-        connection.execute("CREATE INDEX CONCURRENTLY ON seen (number)")
+        # PostgreSQL refuses this inside a transaction.
+        connection.execute("CREATE INDEX CONCURRENTLY seen_number ON seen (number)")
+    with database.snapshot() as connection:
+        assert scalar(
+            connection, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'seen_number'::regclass"
+        )
 
 
 def test_it_opens_again_after_it_was_closed(database: Database) -> None:
