@@ -10,7 +10,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app_streamlit import page_ask
+from app_streamlit import page_ask, page_status
 from app_streamlit.rendering import show_style
 from app_streamlit.session import knowledge_base
 
@@ -26,4 +26,10 @@ ask = st.Page(
     url_path="ask",
     default=True,
 )
-st.navigation([ask], position="hidden").run()
+status = st.Page(
+    partial(page_status.show, knowledge_base),
+    title="Status",
+    icon=":material/monitor_heart:",
+    url_path="status",
+)
+st.navigation([ask, status], position="top").run()

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import streamlit as st
@@ -22,8 +22,9 @@ from kb_platform import sample_corpus
 from kb_platform.errors import KbError, NotKnown
 from kb_platform.home import embedder, open_database
 from kb_platform.settings import Settings, load_settings
-from kb_platform.store import embedded, index_versions, release_log
+from kb_platform.store import embedded, index_versions, release_log, status_summary
 from kb_platform.store.repositories import find_repository, repositories, verified_at
+from kb_platform.store.status_summary import Status, WatchedPage
 
 if TYPE_CHECKING:
     from kb_platform.answering.answer import Answer
@@ -36,6 +37,8 @@ _log: Final = logging.getLogger(__name__)
 
 # Every visitor's every click asks for it, and it counts releases.
 _FRESHNESS_KEPT_S: Final = 15.0
+# Every open status page asks for it four times a minute.
+_STATUS_KEPT_S: Final = 3.0
 _MOST_EXAMPLES: Final = 3
 _OPENING_TAKES_S: Final = 30.0
 
@@ -82,6 +85,14 @@ class Knowledge(Protocol):
         """Questions that this knowledge base has something to say about."""
         ...
 
+    def status(self) -> Status:
+        """How the platform is doing: alerts, counts, credentials, requests, the index, the quarantine."""
+        ...
+
+    def watched(self, search: str, *, offset: int, limit: int) -> WatchedPage:
+        """Watched repositories whose name contains `search`, those that fail first."""
+        ...
+
 
 class KnowledgeBase:
     """The knowledge base that the settings name. Safe to share between threads."""
@@ -103,6 +114,7 @@ class KnowledgeBase:
         self._answerer = Answerer(searcher)
         self._stale_after = timedelta(hours=settings.stale_after_hours)
         self._freshness: tuple[float, Freshness | None] | None = None
+        self._status: tuple[float, Status] | None = None
         self._leave = leave
 
     def close(self) -> None:
@@ -152,6 +164,21 @@ class KnowledgeBase:
         prepared = [question for repository, question in _sample_questions() if repository.lower() in known]
         made = [f"What is the latest release of {name}?" for name in known.values()]
         return (prepared or made)[:_MOST_EXAMPLES]
+
+    def status(self) -> Status:
+        """See Knowledge; at most `_STATUS_KEPT_S` old."""
+        now = time.monotonic()
+        kept = self._status
+        if kept is None or now - kept[0] > _STATUS_KEPT_S:
+            with self._database.snapshot() as connection:
+                kept = (now, status_summary.status(connection, datetime.now(UTC), self._stale_after))
+            self._status = kept
+        return kept[1]
+
+    def watched(self, search: str, *, offset: int, limit: int) -> WatchedPage:
+        """See Knowledge."""
+        with self._database.snapshot() as connection:
+            return status_summary.watched_page(connection, search, offset=offset, limit=limit)
 
     def warm_up(self) -> None:
         """Load the model of the served index, so that the first question need not wait for it."""

@@ -38,6 +38,13 @@ def register(instance: dg.DagsterInstance, names: Iterable[str]) -> list[str]:
     return missing
 
 
+def follow(instance: dg.DagsterInstance, watched: Iterable[str], gone: Iterable[str]) -> None:
+    """Add the partitions of what is watched, and remove those of names that no repository has any more."""
+    register(instance, watched)
+    for name in set(gone) & set(known_partitions(instance)):
+        instance.delete_dynamic_partition(_name(), name)
+
+
 def known_partitions(instance: dg.DagsterInstance) -> list[str]:
     """All partitions, in the order of ranges."""
     return list(instance.get_dynamic_partitions(_name()))

@@ -11,8 +11,9 @@ from typing import Any
 
 import dagster as dg
 
-from assets.external import GITHUB_RELEASES, KAFKA_EVENTS
+from assets.external import KAFKA_EVENTS
 from assets.placement import on_cpu
+from assets.polling import GITHUB_RELEASES
 from assets.stage import check_result, failing_plainly, repositories_in_log, run_figures, stage
 from kb_platform.settings import Settings
 from kb_platform.store import quarantine

@@ -14,20 +14,29 @@ import dagster as dg
 from assets.chunks import chunks
 from assets.embeddings import embeddings
 from assets.external import external_assets
+from assets.housekeeping import housekeeping_job
 from assets.jobs import jobs
+from assets.partitions import follow
 from assets.placement import executor
+from assets.polling import poll_job, polled_releases
 from assets.raw_releases import raw_releases
 from assets.refresh import RefreshResult, refresh
 from assets.release_index import release_index
 from assets.whole_base import whole_base_checks
 from kb_platform.progress import Progress
 from kb_platform.settings import Settings, load_settings
+from kb_platform.stages.polling_session import ForgeFor
+from kb_platform.store import forgetting, watch_list
 from kb_platform.store.database import Database
 from resources.database import DatabaseResource
 from resources.embedding import Configured, ConfiguredModelResource, EmbedderLoaderResource, Loader
+from resources.forges import ForgesResource
 from resources.progress import ProgressResource
 from resources.settings import SettingsResource
+from sensors.alerts import alert_sensors
 from sensors.automation import automation_sensor
+from sensors.nightly import housekeeping_schedule
+from sensors.polling import polling_sensor
 from sensors.staleness import stale_index_sensor
 
 
@@ -38,6 +47,7 @@ def build_defs(
     load_embedder: Loader | None = None,
     configured_model: Configured | None = None,
     progress: Progress | None = None,
+    forge_for: ForgeFor | None = None,
 ) -> dg.Definitions:
     """All definitions; what is given takes the place of what the settings say.
 
@@ -47,6 +57,7 @@ def build_defs(
     chosen = settings or load_settings()
     return dg.Definitions(
         assets=[
+            polled_releases(),
             *external_assets(),
             raw_releases(chosen),
             chunks(chosen),
@@ -54,9 +65,15 @@ def build_defs(
             release_index(chosen),
         ],
         asset_checks=whole_base_checks(),
-        jobs=jobs(),
-        sensors=[stale_index_sensor(chosen, database), automation_sensor(chosen)],
-        resources=_resources(settings, database, load_embedder, configured_model, progress),
+        jobs=[*jobs(), poll_job(chosen), housekeeping_job(chosen)],
+        schedules=[housekeeping_schedule(chosen)],
+        sensors=[
+            polling_sensor(chosen, database),
+            stale_index_sensor(chosen, database),
+            automation_sensor(chosen),
+            *alert_sensors(chosen, database),
+        ],
+        resources=_resources(settings, database, load_embedder, configured_model, progress, forge_for),
         executor=executor(chosen),
     )
 
@@ -67,6 +84,15 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     from resources.dagster_storage import open_instance
 
     return open_instance(settings)
+
+
+def follow_watch_list(settings: Settings, database: Database) -> None:
+    """Make Dagster's partitions those of the watch list at once; the sensor `polling` does so too, in its own time."""
+    with database.snapshot() as connection:
+        watched = [watch.name for watch in watch_list.watched(connection)]
+        gone = forgetting.names_without_repository(connection)
+    with open_instance(settings) as instance:
+        follow(instance, watched, gone)
 
 
 def refresh_in_process(
@@ -100,6 +126,7 @@ def _resources(
     load_embedder: Loader | None,
     configured_model: Configured | None,
     progress: Progress | None,
+    forge_for: ForgeFor | None,
 ) -> Mapping[str, Any]:
     read: Any = settings or SettingsResource()
     return {
@@ -108,6 +135,7 @@ def _resources(
         "load_embedder": load_embedder or EmbedderLoaderResource(settings=read),
         "configured_model": configured_model or ConfiguredModelResource(settings=read),
         "progress": progress or ProgressResource(),
+        "forge_for": forge_for or ForgesResource(settings=read),
     }
 
 

@@ -10,7 +10,10 @@ KbError                       anything below; its text is written for the person
 │   ├── MigrationError        the schema in the database is not one that this version knows
 │   └── IndexStateError       an index version is not in a state that allows the request
 ├── SourceError               a source of releases could not be read
-│   └── BadRecord             one record is not a release; it is quarantined, the rest goes on
+│   ├── BadRecord             one record is not a release; it is quarantined, the rest goes on
+│   ├── RateLimited           the source asks to wait, and says (or we chose) until when
+│   └── SourceRefused         the source did not give what was asked for; `reason` says why
+├── ServiceError              a service of `kb up` did not start, or its port is taken
 ├── NotKnown                  a repository, tag, version or quarantined record that is not in the knowledge base
 ├── EmbeddingError            text could not be turned into vectors
 │   └── ModelError            a model is missing, damaged or not the one that was asked for
@@ -18,6 +21,8 @@ KbError                       anything below; its text is written for the person
 """
 
 from __future__ import annotations
+
+from datetime import datetime
 
 
 class KbError(Exception):
@@ -64,6 +69,42 @@ class BadRecord(SourceError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class RateLimited(SourceError):
+    """The source asks to wait: nothing may be asked with this credential before `until`.
+
+    `kind`: `primary` (the hour's budget is spent), `secondary` (too quick), `unreachable` (it did not answer; we wait).
+    """
+
+    def __init__(self, message: str, *, until: datetime, kind: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.until = until
+        self.kind = kind
+
+
+class SourceRefused(SourceError):
+    """The source did not give what was asked for.
+
+    `reason` is a short, stable slug: `unreachable` (no connection, time-out), `server-error` (5xx), `garbled` (not the
+    JSON that was asked for, or cut short), `unauthorized` (401), `forbidden` (403), `not-found` (404, 410: gone, or not
+    for this credential), `blocked` (451, or blocked by the forge), `redirected` (in a circle, or to another host),
+    `unexpected` (any other answer). Of our own finding: `duplicate` (the repository is watched under another name),
+    `replaced` (another repository has its name now), `name-taken` (its new name is that of another forge's repository).
+    """
+
+    def __init__(self, reason: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+    @property
+    def of_credential(self) -> bool:
+        """Whether another credential may be given what this one was not."""
+        return self.reason in {"unauthorized", "forbidden", "not-found"}
+
+
+class ServiceError(KbError):
+    """A service of `kb up` did not start, or cannot: its port is taken, its process ended."""
 
 
 class NotKnown(KbError):

@@ -5,11 +5,18 @@ Turns settings into objects. Knows which PostgreSQL is meant and starts the embe
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from kb_platform.clock import Clock, SystemClock
 from kb_platform.embedding.embedder import Embedder, load_embedder
 from kb_platform.embedding.model import EmbeddingModel, model_from_id
+from kb_platform.errors import SettingsError
 from kb_platform.settings import Settings
+from kb_platform.sources.forge import Forge
+from kb_platform.sources.gitea import Gitea
+from kb_platform.sources.github import GitHub, github_from_settings
 from kb_platform.store import embedded
 from kb_platform.store.database import Database, database_name, with_database
 from kb_platform.store.schema import migrate
@@ -27,8 +34,18 @@ storage:
 
 concurrency:
   runs:
-    # Each run is a process that may embed on all cores; a laptop has two.
-    max_concurrent_runs: 2
+    # Each run is a process that may embed on all cores, and a laptop has two. The third place is for the run that
+    # polls: it mostly waits.
+    max_concurrent_runs: 3
+run_queue:
+  # By default a run waits up to 5 s for its start.
+  dequeue_interval_seconds: 1
+  # Starting a run takes seconds, and another must not wait for it.
+  dequeue_use_threads: true
+  dequeue_num_workers: 2
+  # A code server that is just starting again is no reason to fail a run; by default it is.
+  max_user_code_failure_retries: 5
+  user_code_failure_retry_delay: 5
 sensors:
   # One slow sensor holds up no other.
   use_threads: true
@@ -102,6 +119,38 @@ def dagster_home(settings: Settings) -> Path:
     if not configuration.exists():
         configuration.write_text(DAGSTER_YAML)
     return folder
+
+
+class Forges:
+    """The forges that the settings reach, each made once: called with (source, address or None for the settings' own)."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._made: dict[tuple[str, str | None], GitHub | Gitea] = {}
+        self._making = threading.Lock()
+
+    def __call__(self, source: str, api_url: str | None) -> Forge:
+        """Raises SettingsError."""
+        with self._making:
+            key = (source, api_url)
+            if key not in self._made:
+                self._made[key] = self._make(source, api_url)
+            return self._made[key]
+
+    def close(self) -> None:
+        """Close all connections."""
+        for forge in self._made.values():
+            forge.close()
+        self._made.clear()
+
+    def _make(self, source: str, api_url: str | None) -> GitHub | Gitea:
+        if source == "github":
+            return github_from_settings(self._settings, self._clock)
+        if api_url is None:
+            raise SettingsError(f"no address is known for {source}", hint="`kb watch add --url` gives it")
+        token = self._settings.gitea_tokens.get(urlsplit(api_url).hostname or "")
+        return Gitea(api_url, token, timeout_s=self._settings.poll_timeout_s, clock=self._clock)
 
 
 def configured_model(settings: Settings) -> EmbeddingModel:

@@ -40,6 +40,47 @@ class Settings(BaseSettings):
     database_pool_size: int = Field(
         default=8, ge=1, le=200, description="Connections that one process keeps at most."
     )
+    github_api_url: str = Field(
+        default="https://api.github.com",
+        description="Root of GitHub's REST API; of GitHub Enterprise Server `https://HOST/api/v3`.",
+    )
+    github_token: SecretStr | None = Field(
+        default=None, description="Token for GitHub, or several with commas between; each has its own budget."
+    )
+    github_app_id: str | None = Field(
+        default=None,
+        description="Id (or client id) of a GitHub App to ask as; each installation has its own budget.",
+    )
+    github_app_private_key: SecretStr | None = Field(
+        default=None, description="The App's private key, PEM text."
+    )
+    github_app_private_key_file: Path | None = Field(
+        default=None, description="File that holds the App's private key, in the place of the text."
+    )
+    gitea_tokens: dict[str, SecretStr] = Field(
+        default_factory=dict[str, SecretStr],
+        description='Tokens for Gitea and Forgejo by host, as JSON: `{"codeberg.org": "…"}`.',
+    )
+    poll_interval_s: float = Field(
+        default=300.0, ge=1, description="Seconds between two polls of a watched repository."
+    )
+    poll_session_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="Seconds that one polling run goes on before it makes way for the next; 0: one round.",
+    )
+    poll_timeout_s: float = Field(
+        default=20.0, gt=0, description="Seconds that a forge may be silent before a request is given up."
+    )
+    alert_webhook_url: SecretStr | None = Field(
+        default=None,
+        description="Where alerts are posted, as Slack takes them. Unset: only log and status page.",
+    )
+    history_days: int = Field(
+        default=30,
+        ge=1,
+        description="Days that Dagster's runs and their events are kept, except what tells the state of an asset.",
+    )
     embedding_model: str = Field(
         default="sentence-transformers/all-MiniLM-L6-v2",
         description="Model of the first index version and the default of `kb index build`: a Hugging Face id, a "
@@ -116,6 +157,13 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line that is written to standard error."
     )
+
+    @field_validator("github_api_url")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        if not value.startswith(("https://", "http://")):
+            raise ValueError("must start with https:// (or http://)")
+        return value.rstrip("/")
 
     @field_validator("database_url", "dagster_database_url")
     @classmethod

@@ -18,7 +18,8 @@ from sensors.patience import NoAnswer, Patience
 from sensors.status import default_sensor_status
 from sensors.under_way import being_refreshed, tried
 
-SECONDS_BETWEEN = 30
+# The daemon looks at its sensors every 5 seconds, not more often; a look costs a few milliseconds.
+SECONDS_BETWEEN = 5
 # Beyond 60 s Dagster kills a tick; beyond a few, other sensors of the code location wait.
 MOST_SECONDS = 4.0
 # What remains is asked for at a later tick; a queue of hundreds helps nobody.

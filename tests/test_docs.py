@@ -36,6 +36,7 @@ from tests.documents import (
 
 VIEWS = (
     "current_releases", "release_observations", "current_chunks", "index_versions", "quarantine", "repositories",
+    "watched_repositories", "credentials", "alerts",
 )  # fmt: skip
 
 

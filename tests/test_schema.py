@@ -27,6 +27,10 @@ VIEWS = {
     "index_versions": "version, status",
     "quarantine": "reason, raw, first_seen_at, attempts",
     "repositories": "repository, verified_at",
+    "watched_repositories": "repository, source, api_url, external_id, every_s, stale_after_s, added_at, due_at, polled_at, "
+    "verified_at, outcome, truncated, failures, reason, detail, failing_since",
+    "credentials": "credential, rate_limit, remaining, reset_at, blocked_until, blocked_reason, updated_at",
+    "alerts": "alert_id, kind, subject, severity, message, raised_at, last_seen_at, resolved_at, told_at, last_error",
 }  # fmt: skip
 
 
@@ -161,6 +165,134 @@ def test_a_migration_that_fails_leaves_nothing(empty: Callable[[], Database]) ->
         assert scalar(connection, "SELECT to_regclass('kb.migration')") is None
         connection.execute("DROP TABLE kb.repositories")
     assert migrate(database) == list(migrations())
+
+
+# A log of the first schema: numbers, an edit, a deletion, chunks, a vector, a refused record.
+FIRST = (
+    "INSERT INTO kb.repository (name, external_id, verified_at) VALUES ('acme/tool', 7, '2026-05-01Z'), ('acme/b', NULL, NULL)",
+    (
+        "INSERT INTO kb.observation (repository_id, release_id, observed_at, origin, content_hash, deleted, tag, name, body, "
+        "prerelease, draft, url, raw) SELECT repository_id, n % 2, '2026-05-01Z'::timestamptz + n * interval '1 h', 'test', "
+        "sha256(n::text::bytea), n = 3, 'v' || n, '', 'body ' || n, false, false, '', 'raw' "
+        "FROM kb.repository, generate_series(1, 3) n"
+    ),
+    "INSERT INTO kb.passage VALUES ('\\x01', 'a passage')",
+    "INSERT INTO kb.model (key, dimension, description) VALUES ('m', 2, '{}')",
+    "INSERT INTO kb.embedding VALUES (1, '\\x01', '[1,2]')",
+    (
+        "INSERT INTO kb.chunk (sequence, chunker, ordinal, chunk_id, role, kind, span_start, span_end, text, headings, reference, "
+        "passage_hash) SELECT sequence, 'cut', 0, '\\x02', 'item', 'fix', 0, 4, 'body', '{}', '{}', '\\x01' FROM kb.observation"
+    ),
+    "INSERT INTO kb.chunked_observation SELECT sequence, 'cut', 1, 1 FROM kb.observation",
+    (
+        "INSERT INTO kb.quarantined_record (fingerprint, repository, origin, reason, detail, raw, raw_bytes) "
+        "VALUES ('\\x03', 'acme/tool', 'test', 'not-json', '', 'x', 1)"
+    ),
+)
+
+
+def contents(database: Database) -> dict[str, list[str]]:
+    """Every row of the tables and views of the first schema, with the columns that it had."""
+    with database.snapshot() as connection:
+        return {
+            name: sorted(
+                str(row) for row in connection.execute(sql.SQL(query).format(sql.Identifier("kb", name)))
+            )
+            for name, query in {
+                "repository": "SELECT repository_id, name, external_id, first_seen_at, verified_at FROM {}",
+                **dict.fromkeys(
+                    (
+                        "observation", "quarantined_record", "passage", "chunk", "chunked_observation", "model",
+                        "embedding", "release_observations", "current_releases", "current_chunks", "quarantine",
+                        "repositories",
+                    ),
+                    "SELECT t::text FROM {} t",
+                ),
+            }.items()
+        }  # fmt: skip
+
+
+def test_the_first_schema_is_migrated_with_all_that_is_in_it(empty: Callable[[], Database]) -> None:
+    database = empty()
+    assert [m.number for m in migrate(database, upto=1)] == [1]
+    with database.transaction() as connection:
+        for statement in FIRST:
+            connection.execute(statement)  # pyright: ignore[reportArgumentType]
+    before = contents(database)
+    assert all(before.values())
+    # It is in use: a reader has its connection open all the while.
+    reader = empty()
+    with reader.snapshot() as connection:
+        assert scalar(connection, "SELECT count(*) FROM kb.observation") == 6
+    assert [m.number for m in migrate(database)] == [m.number for m in migrations()[1:]]
+    assert contents(database) == before
+    assert contents(reader) == before
+    with database.transaction() as connection:
+        # What was there is GitHub's, and another forge may use the same numbers.
+        assert connection.execute("SELECT DISTINCT forge FROM kb.repository").fetchall() == [("github",)]
+        connection.execute(
+            "INSERT INTO kb.repository (name, forge, external_id) VALUES ('acme/c', 'elsewhere', 7)"
+        )
+    with pytest.raises(psycopg.errors.UniqueViolation), database.transaction() as connection:
+        connection.execute("INSERT INTO kb.repository (name, external_id) VALUES ('acme/d', 7)")
+    for statement in (
+        "DELETE FROM kb.observation",
+        "UPDATE kb.observation SET tag = 'x'",
+        "TRUNCATE kb.observation CASCADE",
+    ):
+        with (
+            pytest.raises(psycopg.errors.RaiseException, match="append-only"),
+            database.transaction() as connection,
+        ):
+            connection.execute(statement)  # pyright: ignore[reportArgumentType]
+    # The number goes on where it was.
+    with database.transaction() as connection:
+        connection.execute(
+            "INSERT INTO kb.observation (repository_id, release_id, observed_at, origin, content_hash, tag, name, body, "
+            "prerelease, draft, url, raw) VALUES (1, 9, now(), 'test', '', 'v9', '', '', false, false, '', '')"
+        )
+        assert scalar(connection, "SELECT max(sequence) FROM kb.observation") == 7
+
+
+def test_what_is_watched_is_a_repository_and_goes_with_it(database: Database) -> None:
+    with database.transaction() as connection:
+        connection.execute("INSERT INTO kb.repository (name) VALUES ('acme/tool')")
+        connection.execute(
+            "INSERT INTO kb.watch (repository_id, source, added_at, due_at) VALUES (1, 'github', now(), now())"
+        )
+        connection.execute("INSERT INTO kb.former_name (former_name, repository_id) VALUES ('acme/old', 1)")
+        connection.execute("INSERT INTO kb.absence VALUES (1, 1, 0, now(), NULL)")
+        connection.execute("INSERT INTO kb.page VALUES (1, 'token', 0, 'x', NULL, NULL, 0, '{}', now())")
+    wrong = (
+        "UPDATE kb.watch SET source = 'elsewhere'",
+        "UPDATE kb.watch SET every_s = 0",
+        "UPDATE kb.watch SET stale_after_s = -1",
+        "UPDATE kb.watch SET outcome = 'fine'",
+        "INSERT INTO kb.watch (repository_id, source, added_at, due_at) VALUES (2, 'github', now(), now())",
+        "INSERT INTO kb.former_name (former_name, repository_id) VALUES ('ACME/Old', 1)",
+    )
+    for statement in wrong:
+        with pytest.raises(psycopg.IntegrityError), database.transaction() as connection:
+            connection.execute(statement)  # pyright: ignore[reportArgumentType]
+    with database.transaction() as connection:
+        connection.execute("DELETE FROM kb.repository")
+        for table in ("watch", "former_name", "absence", "page"):
+            assert scalar(connection, f"SELECT count(*) FROM kb.{table}") == 0
+
+
+def test_of_an_alert_that_lasts_there_is_one_row(database: Database) -> None:
+    raise_it = (
+        "INSERT INTO kb.alert (kind, subject, severity, message, raised_at, last_seen_at) "
+        "VALUES ('stale', 'acme/tool', 'error', 'x', now(), now())"
+    )
+    with database.transaction() as connection:
+        connection.execute(raise_it)
+    with pytest.raises(psycopg.errors.UniqueViolation), database.transaction() as connection:
+        connection.execute(raise_it)
+    with database.transaction() as connection:
+        connection.execute("UPDATE kb.alert SET resolved_at = now()")
+        connection.execute(raise_it)
+        assert scalar(connection, "SELECT count(*) FROM kb.alerts") == 2
 
 
 def test_an_old_pgvector_is_refused(empty: Callable[[], Database]) -> None:

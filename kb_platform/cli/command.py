@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from kb_platform.cli import asking, importing, indexes, operation, quarantine
+from kb_platform.cli import alerts, asking, importing, indexes, operation, quarantine, syncing, watching
 from kb_platform.cli.output import complain
 from kb_platform.errors import KbError, SettingsError
 
@@ -27,8 +27,9 @@ app = typer.Typer(
     "Every setting is an environment variable: docs/settings.md.",
 )
 
-for module in (importing, asking, operation):
+for module in (importing, syncing, asking, operation, alerts):
     module.register(app)
+app.add_typer(watching.app, name="watch")
 app.add_typer(indexes.app, name="index")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(operation.database, name="database")

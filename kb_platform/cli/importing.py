@@ -13,6 +13,7 @@ from kb_platform.errors import BadRecord
 from kb_platform.home import dagster_home, database_url, open_database
 from kb_platform.settings import load_settings
 from kb_platform.sources.release import repository_name
+from kb_platform.stages.changelogs import ChangelogImported, import_changelog
 from kb_platform.stages.importing import Imported, import_files
 from kb_platform.store.database import without_password
 from kb_platform.store.schema import migrate
@@ -51,11 +52,16 @@ def init(
 
 
 def import_(
-    paths: Annotated[list[Path], typer.Argument(help="Files of GitHub release JSON (an array, or one object a line), or "
-                                                "folders of such files.", metavar="PATH...")],
+    paths: Annotated[list[Path] | None, typer.Argument(
+        help="Files of GitHub release JSON (an array, or one object a line), or folders of such files. None with --changelog.",
+        metavar="PATH...", show_default=False)] = None,
     *,
     repository: Annotated[str | None, typer.Option("--repo", metavar="OWNER/REPO", help="The repository of every record. "
                                                    "Default: what each record's html_url or url says.")] = None,
+    changelog: Annotated[Path | None, typer.Option(metavar="FILE", help="Import the sections of a changelog (Markdown or "
+        "reStructuredText) and the tags of its git clone, in the place of files of JSON. Needs --repo.")] = None,
+    with_tags: Annotated[bool, typer.Option("--tags/--no-tags", help="With --changelog: tags that have no section are "
+        "releases too.")] = True,
     refresh: Annotated[bool, typer.Option("--refresh/--no-refresh", help="Bring the index up to date before returning.")]
     = True,
     json: Json = False,
@@ -65,7 +71,19 @@ def import_(
     What is no release goes to quarantine with its bytes and the reason, the rest is imported, and the exit status is 1.
 
     Example:  gh api --paginate repos/pgvector/pgvector/releases > r.json && kb import r.json
+
+    Example:  kb import --changelog tool/CHANGELOG.md --repo acme/tool
     """
+    if bool(paths) == (changelog is not None):
+        raise typer.BadParameter(
+            "give files of JSON, or --changelog FILE, and not both", param_hint="PATH..."
+        )
+    if changelog is not None and repository is None:
+        raise typer.BadParameter(
+            "--changelog needs it: a changelog does not name its repository", param_hint="--repo"
+        )
+    if changelog is None and not with_tags:
+        raise typer.BadParameter("goes with --changelog only", param_hint="--no-tags")
     if repository is not None:
         try:
             repository_name(repository)
@@ -74,13 +92,30 @@ def import_(
     settings = load_settings()
     start_log(settings)
     database = open_database(settings)
-    imported = import_files(database, paths, settings, repository=repository, progress=progress())
+    if changelog is not None and repository is not None:
+        read = import_changelog(
+            database, changelog, settings, repository=repository, with_tags=with_tags, progress=progress()
+        )
+        imported = read.imported
+    else:
+        read, imported = (
+            None,
+            import_files(database, paths or [], settings, repository=repository, progress=progress()),
+        )
     log.info("imported %s records, %s new observations", imported.records, imported.appended)
     refreshed = refreshing.refresh(settings) if refresh else None
     if json:
-        say_json(_as_json(imported) | {"refreshed": refreshing.as_json(refreshed) if refreshed else None})
+        of_changelog = {} if read is None else {"sections": read.sections, "tags": read.tags, "skipped": read.skipped,
+                                                "notes": read.notes}  # fmt: skip
+        say_json(
+            _as_json(imported)
+            | of_changelog
+            | {"refreshed": refreshing.as_json(refreshed) if refreshed else None}
+        )
     else:
         _show(imported)
+        if read is not None:
+            _show_changelog(read)
         if refreshed is not None:
             refreshing.show(refreshed)
     if imported.quarantined or (refreshed is not None and not refreshed.success):
@@ -110,6 +145,13 @@ def _show(imported: Imported) -> None:
     if imported.quarantined:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(imported.reasons.items()))
         note(f"{imported.quarantined} records are in quarantine ({reasons}): `kb quarantine list` shows them")
+
+
+def _show_changelog(read: ChangelogImported) -> None:
+    skipped = ", ".join(f"{count:,} {why}" for why, count in sorted(read.skipped.items())) or "nothing"
+    say(f"{read.sections:,} sections and {read.tags:,} tags read; passed over: {skipped}")
+    for remark in read.notes:
+        note(remark)
 
 
 def _as_json(imported: Imported) -> dict[str, Any]:

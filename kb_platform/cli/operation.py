@@ -19,7 +19,7 @@ from kb_platform.cli.output import Json, log, note, progress, say, say_json, sta
 from kb_platform.home import dagster_home, database_url, open_database
 from kb_platform.settings import load_settings
 from kb_platform.stages.importing import import_files
-from kb_platform.store import embedded, index_versions, quarantine
+from kb_platform.store import alerts, embedded, index_versions, quarantine
 from kb_platform.store.repositories import repositories
 
 database = typer.Typer(no_args_is_help=True, help="The database: its address, and the embedded server.")
@@ -72,6 +72,7 @@ def status(*, json: Json = False) -> None:
     with opened.snapshot() as connection:
         served = index_versions.active(connection)
         waiting = quarantine.open_by_reason(connection)
+        wrong = alerts.count_open(connection)
     if json:
         say_json(
             {
@@ -83,6 +84,7 @@ def status(*, json: Json = False) -> None:
                 "index_version": served and served.version,
                 "model": served and served.model,
                 "quarantine": waiting,
+                "alerts": wrong,
             }
         )  # fmt: skip
         return
@@ -102,6 +104,8 @@ def status(*, json: Json = False) -> None:
     if waiting:
         reasons = ", ".join(f"{count} {reason}" for reason, count in waiting.items())
         note(f"quarantine: {reasons} (`kb quarantine list`)")
+    if wrong:
+        note(f"{wrong:,} alerts are open (`kb alerts`)")
 
 
 def doctor(*, json: Json = False) -> None:

@@ -178,7 +178,7 @@ class Searcher:
         )
 
     def _repositories(self, connection: Connection) -> _Known:
-        stamp = (repositories.newest_observation(connection), self.today())
+        stamp = (repositories.state_of_names(connection), self.today())
         with self._lock:
             if self._known is None or self._known.stamp != stamp:
                 tags = repositories.tags_by_repository(connection)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from kb_platform.errors import BadRecord
@@ -17,7 +18,7 @@ from kb_platform.sources.files import Record, find_files, read_records
 from kb_platform.sources.github_json import parse_release
 from kb_platform.sources.release import Observed, Refused, repository_name
 from kb_platform.store import quarantine, release_log
-from kb_platform.store.database import Database
+from kb_platform.store.database import Connection, Database
 from kb_platform.store.repositories import find_repository, mark_verified
 
 BATCH_RECORDS = 500
@@ -44,6 +45,23 @@ class Imported:
     def appended(self) -> int:
         """Observations that the log did not have."""
         return self.new + self.edited + self.reappeared + self.deleted
+
+    def add(self, other: Imported) -> None:
+        """Count what another import (of the same files) did to this one."""
+        for name in (
+            "records",
+            "new",
+            "edited",
+            "reappeared",
+            "deleted",
+            "unchanged",
+            "quarantined",
+            "quarantined_new",
+        ):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, count in other.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+        self.repositories += [name for name in other.repositories if name not in self.repositories]
 
 
 @dataclass
@@ -163,28 +181,40 @@ def _batches(items: Iterable[Observed | Refused], repository: str | None) -> Gen
         yield batch
 
 
+def record(
+    connection: Connection,
+    observed: Sequence[Observed],
+    refused: Sequence[Refused],
+    *,
+    at: datetime | None = None,
+) -> Imported:
+    """Append records of one repository to the log, and set apart those that are no release, in the caller's transaction.
+
+    `at`: when they were seen; now by default. For sources that commit their position with their records.
+    """
+    result = Imported(records=len(observed) + len(refused))
+    apart = list(refused)
+    if observed:
+        appended = release_log.append(connection, observed[0].repository, observed, at=at)
+        for change, count in appended.counts.items():
+            setattr(result, change, count)
+        apart += [
+            Refused("refused-by-database", reason, item.raw, item.origin, item.repository)
+            for item, reason in appended.refused
+        ]
+        result.repositories.append(observed[0].repository)
+    result.quarantined_new = quarantine.put(connection, apart)
+    result.quarantined = len(apart)
+    for item in apart:
+        result.reasons[item.reason] = result.reasons.get(item.reason, 0) + 1
+    return result
+
+
 def _store(database: Database, batch: _Batch, result: Imported) -> None:
     with database.transaction() as connection:
-        refused = list(batch.refused)
-        counts: dict[str, int] = {}
-        if batch.observed:
-            appended = release_log.append(connection, batch.observed[0].repository, batch.observed)
-            counts = {str(change): count for change, count in appended.counts.items()}
-            refused += [
-                Refused("refused-by-database", reason, item.raw, item.origin, item.repository)
-                for item, reason in appended.refused
-            ]
-        new = quarantine.put(connection, refused)
+        recorded = record(connection, batch.observed, batch.refused)
     # Only what was committed is counted.
-    for change, count in counts.items():
-        setattr(result, change, getattr(result, change) + count)
-    result.records += batch.records
-    result.quarantined += len(refused)
-    result.quarantined_new += new
-    for item in refused:
-        result.reasons[item.reason] = result.reasons.get(item.reason, 0) + 1
-    if batch.observed and batch.observed[0].repository not in result.repositories:
-        result.repositories.append(batch.observed[0].repository)
+    result.add(recorded)
 
 
 def _verified(database: Database, result: Imported) -> None:

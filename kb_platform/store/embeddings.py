@@ -106,8 +106,9 @@ def put(connection: Connection, model_id: int, keys: Sequence[bytes], vectors: N
             copy.write_row((key, HalfVector(vector)))
     # Two writers of the same passages take them in one order, so neither waits in a circle.
     connection.execute(
-        "INSERT INTO kb.embedding SELECT %s, passage_hash, vector FROM pg_temp.incoming_embedding "
-        "ORDER BY passage_hash ON CONFLICT DO NOTHING",
+        "INSERT INTO kb.embedding SELECT %s, p.passage_hash, i.vector FROM pg_temp.incoming_embedding i "
+        # A repository that was forgotten while its texts were embedded took them along.
+        "JOIN kb.passage p USING (passage_hash) ORDER BY p.passage_hash FOR KEY SHARE OF p ON CONFLICT DO NOTHING",
         (model_id,),
     )
 

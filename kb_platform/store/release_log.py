@@ -129,6 +129,34 @@ def release_by_tag(
     return found[0]
 
 
+def superseded(connection: Connection, repository_id: int, observed: Sequence[Observed]) -> list[Observed]:
+    """Deletions of releases made from a changelog whose version the forge has a release of: one version, one release."""
+    tags = [item.release.tag for item in observed]
+    keys = [key for key in map(version_key, tags) if key is not None]
+    rows = connection.execute(
+        f"SELECT r.name, o.* FROM ({CURRENT}) o JOIN kb.repository r USING (repository_id) "
+        "WHERE NOT o.deleted AND o.origin LIKE 'changelog:%%' AND (o.tag = ANY(%(tags)s) OR o.version_key = ANY(%(keys)s))",
+        {"repository_id": repository_id, "moment": None, "tags": tags, "keys": keys},
+    )
+    return [
+        Observed(stored.repository, stored.release, b"", "changelog:superseded", deleted=True)
+        for stored in _stored(rows)
+    ]
+
+
+def as_deleted(connection: Connection, repository_id: int, release_id: int, origin: str) -> list[Observed]:
+    """A release's last state as an observation that it is gone; empty when it is not there anyway."""
+    rows = connection.execute(
+        f"SELECT r.name, o.* FROM ({CURRENT}) o JOIN kb.repository r USING (repository_id) "
+        "WHERE NOT o.deleted AND o.release_id = %(release_id)s",
+        {"repository_id": repository_id, "moment": None, "release_id": release_id},
+    )
+    # The source sent no bytes: that it has none is what it said.
+    return [
+        Observed(stored.repository, stored.release, b"", origin, deleted=True) for stored in _stored(rows)
+    ]
+
+
 def newest_sequence(connection: Connection, repository_id: int) -> int:
     """The last observation of a repository; 0 when there is none."""
     return int(

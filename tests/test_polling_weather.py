@@ -1,0 +1,154 @@
+"""Many repositories polled through all weathers: nothing missing, stale or left over, and no request that was forbidden."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator
+from contextlib import closing
+from datetime import timedelta
+
+import pytest
+
+from kb_platform.stages.polling_lane import RESERVE
+from kb_platform.store.audit import audit
+from kb_platform.store.database import Database
+from tests.github_stand_in import StandIn
+from tests.github_weather import Rates, Weather
+from tests.polled import TOKEN, Watching
+from tests.simulated_clock import SimulatedClock
+
+INTERVAL_S = 300
+
+
+class Season:
+    """Repositories of many sizes, watched over many polls."""
+
+    def __init__(
+        self, database: Database, *, seed: int, repositories: int, rates: Rates | None = None
+    ) -> None:
+        self.clock = SimulatedClock()
+        self.stand_in = StandIn(self.clock, seed=seed, skew=seed % 7 - 3)
+        sizes = [(7 * n * n) % 140 if n % 10 else 90 + n for n in range(repositories)]
+        self.numbers = [self.stand_in.add_repository(f"acme/tool-{n}", size) for n, size in enumerate(sizes)]
+        self.names = [f"acme/tool-{n}" for n in range(repositories)]
+        self.weather = Weather(self.stand_in, seed, self.numbers, rates or Rates())
+        self.watching = Watching(database, self.stand_in, self.clock, interval_s=INTERVAL_S, seed=seed)
+        self.watching.watch(*self.names)
+
+    def close(self) -> None:
+        self.watching.close()
+
+    def polls(self, count: int) -> None:
+        """So many intervals, with what happens in them."""
+        for _ in range(count):
+            self.weather.step()
+            self.watching.run_for(INTERVAL_S)
+
+    def settle(self) -> None:
+        """The weather ends; after that each repository is polled three times more, however long limits still hold."""
+        self.weather.calm()
+        self.clock.advance(4 * 3600)
+        for _ in range(3):
+            self.watching.poll_due(self.clock.now())
+            self.clock.advance(INTERVAL_S)
+        self.watching.poll_due(self.clock.now())
+
+    def differences(self) -> dict[str, int]:
+        """Releases that the log lacks, has differently, or has though they are gone."""
+        found = {"missing": 0, "stale": 0, "ghosts": 0}
+        for number, name in zip(self.numbers, self.names, strict=True):
+            log, truth = self.watching.log(name), self.watching.truth(number)
+            found["missing"] += len(truth.keys() - log.keys())
+            found["ghosts"] += len(log.keys() - truth.keys())
+            found["stale"] += sum(log[key] != truth[key] for key in log.keys() & truth.keys())
+        return found
+
+
+@pytest.fixture
+def season(database: Database) -> Generator[Season]:
+    with closing(Season(database, seed=11, repositories=200, rates=Rates(rename=0.001))) as made:
+        yield made
+
+
+def held_up(season: Season) -> list[str]:
+    """Repositories that a complete walk did not verify in the last two intervals."""
+    with season.watching.database.snapshot() as connection:
+        rows = connection.execute(
+            "SELECT repository FROM kb.watched_repositories WHERE verified_at < %s OR failures > 0",
+            (season.clock.now() - timedelta(seconds=2 * INTERVAL_S),),
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
+def faults(season: Season) -> dict[str, int]:
+    return {
+        "forbidden": len(season.stand_in.forbidden_requests()),
+        "at once": sum(request.overlapping for request in season.stand_in.log),
+        "astray": len(season.stand_in.strays),
+    }
+
+
+def check(season: Season) -> None:
+    assert season.differences() == {"missing": 0, "stale": 0, "ghosts": 0}
+    assert faults(season) == {"forbidden": 0, "at once": 0, "astray": 0}
+    assert held_up(season) == []
+    with season.watching.database.snapshot() as connection:
+        assert audit(connection) == []
+
+
+def test_a_short_season(database: Database) -> None:
+    with closing(Season(database, seed=4, repositories=12)) as season:
+        season.polls(6)
+        season.settle()
+        check(season)
+
+
+@pytest.mark.slow
+def test_two_hundred_repositories_through_thirty_one_polls(season: Season) -> None:
+    season.polls(31)
+    season.settle()
+    check(season)
+    kinds = {event.kind for event in season.weather.events}
+    assert {"insert", "backport", "edit", "delete", "move_tag", "reappear", "rename"} <= kinds
+    assert any(kind.startswith("storm") for kind in kinds)
+    steady = [
+        request for request in season.stand_in.log if request.conditional and request.status in (200, 304)
+    ]
+    unchanged = sum(request.status == 304 for request in steady)
+    assert unchanged / len(steady) >= 0.95, f"{unchanged} of {len(steady)}"
+    spent = season.stand_in.allowance(TOKEN)
+    assert spent.used <= spent.limit
+
+
+@pytest.mark.slow
+def test_five_thousand_repositories_share_one_token(database: Database) -> None:
+    """Every poll costs a request, and an hour has one for each: nobody waits longer than twice its share."""
+    count, budget = 5_000, 5_000
+    clock = SimulatedClock()
+    stand_in = StandIn(clock, seed=2, limits={TOKEN: budget}, log_limit=100)
+    numbers = [stand_in.add_repository(f"acme/tool-{n}", 1) for n in range(count)]
+    # One has a list that alone would take a twentieth of an hour's budget, each time.
+    stand_in.add_repository("acme/giant", 0)
+    for n in range(250):
+        stand_in.publish("acme/giant", tag=f"v{n}", created_at=clock.now() - timedelta(days=n))
+    with closing(Watching(database, stand_in, clock, interval_s=INTERVAL_S)) as watching:
+        watching.watch(*(f"acme/tool-{n}" for n in range(count)), "acme/giant")
+        polled: dict[str, list[float]] = {}
+        share = 3600.0 * (count + 3) / (budget * (1 - RESERVE))
+        started = clock.now()
+        for _ in range(4 * 6):
+            for number in numbers:
+                stand_in.count_downloads(number, next(iter(stand_in.find(number).releases)))
+            before = len(watching.attempts)
+            watching.run_for(600)
+            for attempt in watching.attempts[before:]:
+                if attempt.outcome in ("changed", "unchanged"):
+                    polled.setdefault(attempt.repository, []).append((clock.now() - started).total_seconds())
+        assert len(polled) == count + 1
+        # The first poll also asks for the repository itself, so a first round costs two shares.
+        assert max(times[0] for times in polled.values()) <= 2 * share
+        gaps = [later - earlier for times in polled.values() for earlier, later in itertools.pairwise(times)]
+        ends = (clock.now() - started).total_seconds()
+        gaps += [ends - times[-1] for times in polled.values()]
+        assert max(gaps) <= 2 * share, f"{max(gaps):,.0f} s, where a share is {share:,.0f} s"
+        assert stand_in.forbidden_requests() == []
