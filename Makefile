@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export KB_HOME ?= $(CURDIR)/.kb
 export DAGSTER_HOME ?= $(KB_HOME)/dagster
 
-.PHONY: help setup demo test test-slow test-all app dagster lint types lock lock-check bench clean
+.PHONY: help setup demo test test-slow test-all app up dagster lint types lock lock-check bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ test-all: setup ## the slow ones too
 
 app: setup ## the app, on 127.0.0.1
 	@.venv/bin/kb app
+
+up: setup ## everything served: PostgreSQL, Dagster's UI and daemon, the app
+	@exec .venv/bin/kb up
 
 dagster: setup ## Dagster's UI and daemon over this checkout's state
 	@.venv/bin/kb init --quiet && .venv/bin/dagster dev -m kb_platform.definitions \

@@ -45,9 +45,10 @@ VIEWS = (
 
 def default_of(field: FieldInfo) -> str:
     """A default as the document writes it."""
-    if field.default is None:
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if default is None:
         return "unset"
-    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
 def limits_of(field: FieldInfo) -> list[str]:

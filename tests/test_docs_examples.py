@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +18,14 @@ from typer.testing import CliRunner
 from kb_platform import sample_corpus
 from kb_platform.retrieval.filters import Filters
 from kb_platform.settings import Settings
+from kb_platform.sources.budget import Budget
 from kb_platform.stages import promotion
 from kb_platform.stages.chunking import chunk_repository
 from kb_platform.stages.embedding import embed_repositories
 from kb_platform.stages.importing import import_files
 from kb_platform.stages.indexing import complete_versions, ensure_version, index_repositories
+from kb_platform.store import alerts, polls, watch_list
+from kb_platform.store.credentials import save_budget
 from kb_platform.store.database import Database
 from tests.documents import DOCS, blocks, codes, read, rows, section
 from tests.hashing_embedder import HashingEmbedder, hashing_model
@@ -38,6 +42,14 @@ def small(database: Database, tmp_path: Path) -> Database:
     embed_repositories(database, ["pgvector/pgvector"], HashingEmbedder)
     index_repositories(database, ["pgvector/pgvector"])
     assert complete_versions(database).promoted is not None
+    now = datetime.now(UTC)
+    with database.transaction() as connection:
+        watch_list.add(connection, "pgvector/pgvector", at=now)
+        watch = watch_list.find(connection, "pgvector/pgvector")
+        polls.failed(connection, watch.repository_id, "not-found", "gone", at=now, due_at=now)
+        save_budget(connection, Budget("token-12345678", 5000, 4000, now))
+        problem = alerts.Problem("polling-fails", "pgvector/pgvector", "error", "cannot be polled")
+        alerts.bring_up_to_date(connection, {"polling-fails"}, [problem], now)
     return database
 
 

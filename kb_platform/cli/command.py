@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from kb_platform.cli import alerts, asking, importing, indexes, operation, quarantine, syncing, watching
+from kb_platform.cli import alerts, asking, importing, indexes, operation, quarantine, syncing, up, watching
 from kb_platform.cli.output import complain
 from kb_platform.errors import KbError, SettingsError
 
@@ -27,7 +27,7 @@ app = typer.Typer(
     "Every setting is an environment variable: docs/settings.md.",
 )
 
-for module in (importing, syncing, asking, operation, alerts):
+for module in (importing, syncing, asking, operation, up, alerts):
     module.register(app)
 app.add_typer(watching.app, name="watch")
 app.add_typer(indexes.app, name="index")

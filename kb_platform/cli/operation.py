@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +15,7 @@ from kb_platform.cli.asking import searcher, show_answer
 from kb_platform.cli.diagnosis import diagnose
 from kb_platform.cli.output import Json, log, note, progress, say, say_json, start_log, table
 from kb_platform.home import dagster_home, database_url, open_database
+from kb_platform.services.stack import app_command
 from kb_platform.settings import load_settings
 from kb_platform.stages.importing import import_files
 from kb_platform.store import alerts, embedded, index_versions, quarantine
@@ -132,18 +131,10 @@ def app_(
     settings = load_settings()
     start_log(settings)
     open_database(settings).close()
-    package = find_spec("app_streamlit")
-    if package is None or package.origin is None:
-        raise typer.BadParameter("the app is not installed; install kb-platform whole")
-    script = Path(package.origin).parent / "app.py"
-    arguments = [
-        sys.executable, "-m", "streamlit", "run", str(script),
-        "--server.address", settings.app_host, "--server.port", str(port or settings.app_port),
-        "--server.headless", "true", "--browser.gatherUsageStats", "false",
-    ]  # fmt: skip
-    log.info("the app is at http://%s:%s", settings.app_host, port or settings.app_port)
+    settings = settings.model_copy(update={"app_port": port or settings.app_port})
+    log.info("the app is at http://%s:%s", settings.app_host, settings.app_port)
     # The same process, so that signals reach the server itself; the app holds the embedded database on its own.
-    os.execv(sys.executable, arguments)  # noqa: S606 - our own arguments
+    os.execv(sys.executable, app_command(settings))  # noqa: S606 - our own arguments
 
 
 @database.command()

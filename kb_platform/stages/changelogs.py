@@ -27,15 +27,14 @@ from kb_platform.sources.release import Observed, Refused, Release, repository_n
 from kb_platform.stages.importing import Imported, import_observed
 from kb_platform.store import release_log
 from kb_platform.store.database import Database
-from kb_platform.store.release_log import StoredRelease
+from kb_platform.store.release_log import OUR_NUMBERS, StoredRelease
 from kb_platform.store.repositories import find_repository, mark_verified
 from kb_platform.text.changelog import Section, first_headings, package_of, parse_changelog
 from kb_platform.text.headings import Markup
 from kb_platform.text.restructuredtext import is_restructuredtext
 from kb_platform.text.versions import Tags, Version, parse_version
 
-# Above every number that a forge gives to a release.
-FIRST_ID: Final = 2**62
+FIRST_ID: Final = OUR_NUMBERS
 MOST_NOTES: Final = 10
 
 

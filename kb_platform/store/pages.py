@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from kb_platform.store.database import Connection
+from kb_platform.store.release_log import OUR_NUMBERS
 
 
 class StoredPage(NamedTuple):
@@ -87,10 +88,10 @@ def listable_releases(connection: Connection, repository_id: int, credential_ori
         """
         SELECT release_id FROM (
             SELECT DISTINCT ON (release_id) release_id, deleted, draft, origin FROM kb.observation
-            WHERE repository_id = %s ORDER BY release_id, observed_at DESC, sequence DESC) o
-        WHERE NOT deleted AND origin NOT LIKE 'changelog:%%' AND (NOT draft OR origin = %s)
+            WHERE repository_id = %s AND release_id < %s ORDER BY release_id, observed_at DESC, sequence DESC) o
+        WHERE NOT deleted AND (NOT draft OR origin = %s)
         """,
-        (repository_id, credential_origin),
+        (repository_id, OUR_NUMBERS, credential_origin),
     )
     return {row[0] for row in rows}
 

@@ -25,6 +25,9 @@ _COLUMNS = (
     "created_at", "published_at", "prerelease", "draft", "url", "author", "version_key", "raw",
 )  # fmt: skip
 
+# Releases that are made from a changelog or a tag have numbers from here on; no forge has counted so far.
+OUR_NUMBERS = 2**62
+
 CURRENT = (
     "SELECT DISTINCT ON (repository_id, release_id) * FROM kb.observation WHERE repository_id = %(repository_id)s "
     "AND (%(moment)s::timestamptz IS NULL OR observed_at <= %(moment)s) "
@@ -135,8 +138,8 @@ def superseded(connection: Connection, repository_id: int, observed: Sequence[Ob
     keys = [key for key in map(version_key, tags) if key is not None]
     rows = connection.execute(
         f"SELECT r.name, o.* FROM ({CURRENT}) o JOIN kb.repository r USING (repository_id) "
-        "WHERE NOT o.deleted AND o.origin LIKE 'changelog:%%' AND (o.tag = ANY(%(tags)s) OR o.version_key = ANY(%(keys)s))",
-        {"repository_id": repository_id, "moment": None, "tags": tags, "keys": keys},
+        "WHERE NOT o.deleted AND o.release_id >= %(ours)s AND (o.tag = ANY(%(tags)s) OR o.version_key = ANY(%(keys)s))",
+        {"repository_id": repository_id, "moment": None, "tags": tags, "keys": keys, "ours": OUR_NUMBERS},
     )
     return [
         Observed(stored.repository, stored.release, b"", "changelog:superseded", deleted=True)
