@@ -48,10 +48,13 @@ def polled_releases() -> dg.AssetsDefinition:
         stop = threading.Event()
         session = Session(database, forge_for, settings, stop=stop, tell=told.attempt, beat=told.beat)
         told.totals = session.totals
-        with failing_plainly():
-            ran = session.run()
-        if not ran:
-            context.log.info("another process is polling; nothing to do here")
+        try:
+            with failing_plainly():
+                if not session.run():
+                    context.log.info("another process is polling; nothing to do here")
+        except dg.DagsterExecutionInterruptedError:
+            # What was polled is recorded, and the next run goes on: told to stop, a session has not failed.
+            context.log.info("told to stop")
         return dg.ObserveResult(asset_key=GITHUB_RELEASES, metadata=_figures(session.totals))
 
     poll_forges.__annotations__ = get_type_hints(poll_forges, include_extras=True) | {
