@@ -6,12 +6,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from kb_platform.errors import KbError
-from kb_platform.home import configured_model, dagster_home, database_url, embedder, open_database
+from kb_platform.home import Forges, configured_model, dagster_home, database_url, embedder, open_database
 from kb_platform.settings import Settings
-from kb_platform.store import index_refresh, index_versions, quarantine
+from kb_platform.store import alerts, index_refresh, index_versions, quarantine, watch_list
 from kb_platform.store.chunks import CUT
+from kb_platform.store.credentials import budgets
 from kb_platform.store.database import Database, server_version, without_password
 from kb_platform.store.repositories import repositories
 
@@ -40,10 +42,13 @@ def diagnose(settings: Settings) -> list[Finding]:
         "dagster": lambda: _dagster(settings),
         "model": lambda: _model(settings),
         "repositories": lambda: _repositories(database),
+        "watch list": lambda: _watched(settings, database),
+        "credentials": lambda: _credentials(settings, database),
         "index": lambda: _index(database),
         "index tables": lambda: _index_tables(database),
         "graph": lambda: _graphs(database),
         "quarantine": lambda: _quarantine(database),
+        "alerts": lambda: _alerts(database),
     }
     return findings + [_attempt(name, look) for name, look in looks.items()]
 
@@ -102,6 +107,53 @@ def _repositories(database: Database) -> Finding:
     found = repositories(database)
     return Finding("repositories", bool(found), f"{len(found)} known, {sum(r.releases for r in found):,} releases",
                    "import some: `kb demo`, or `kb import PATH`")  # fmt: skip
+
+
+def _watched(settings: Settings, database: Database) -> Finding:
+    with database.snapshot() as connection:
+        watches = watch_list.watched(connection)
+    now = datetime.now(UTC)
+    failing = [watch.name for watch in watches if watch.failures]
+    longest = timedelta(hours=settings.stale_after_hours)
+    stale = [
+        watch.name
+        for watch in watches
+        if now - (watch.verified_at or watch.added_at)
+        > (timedelta(seconds=watch.stale_after_s) if watch.stale_after_s else longest)
+    ]
+    detail = f"{len(watches):,} watched, {len(failing):,} cannot be polled, {len(stale):,} stale"
+    if failing or stale:
+        detail += f": {', '.join(dict.fromkeys(failing + stale))[:200]}"
+    return Finding("watch list", not failing and not stale, detail,
+                   "`kb watch list` has the reasons; `kb up` keeps polling, `kb sync` polls now")  # fmt: skip
+
+
+def _credentials(settings: Settings, database: Database) -> Finding:
+    """Those that are configured; only what the last answers said of them: nothing is asked here."""
+    forges = Forges(settings)
+    try:
+        names = forges("github", None).credentials() if settings.github_app_id is None else ()
+    finally:
+        forges.close()
+    with database.snapshot() as connection:
+        known = budgets(connection)
+    now = datetime.now(UTC)
+    waiting = [
+        f"{name} may not ask before {budget.blocked_until:%H:%M} UTC ({budget.blocked_reason})"
+        for name, budget in known.items()
+        if budget.blocked_until is not None and budget.blocked_until > now
+    ]
+    refused = any((budget.blocked_reason or "").startswith("unauthorized") for name, budget in known.items()
+                  if name in names and budget.blocked_until is not None and budget.blocked_until > now)  # fmt: skip
+    shown = ", ".join(names) or f"the App {settings.github_app_id}"
+    return Finding("credentials", not refused, "; ".join([shown, *waiting]),
+                   "a token was refused: make a new one and set KB_GITHUB_TOKEN")  # fmt: skip
+
+
+def _alerts(database: Database) -> Finding:
+    with database.snapshot() as connection:
+        wrong = alerts.count_open(connection)
+    return Finding("alerts", not wrong, f"{wrong:,} open" if wrong else "none", "`kb alerts`")
 
 
 def _index(database: Database) -> Finding:
