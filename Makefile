@@ -26,7 +26,7 @@ demo: setup ## the main job over the sample corpus, and three questions answered
 	@.venv/bin/kb demo
 
 test: setup ## all tests but the slow ones
-	@.venv/bin/python -m pytest -m "not slow"
+	@.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup ## the slow tests alone
 	@.venv/bin/python -m pytest -m slow

@@ -17,6 +17,7 @@ from assets.partitions import known_partitions, register
 from assets.polling import GITHUB_RELEASES, POLL
 from kb_platform.clock import SystemClock
 from kb_platform.definitions import build_defs
+from kb_platform.errors import SettingsError
 from kb_platform.settings import Settings
 from kb_platform.sources.forge import Forge
 from kb_platform.sources.github import GitHub, github_from_settings
@@ -206,6 +207,30 @@ def test_a_session_goes_on_takes_in_what_is_added_and_stops_when_told(world: Wor
     assert not thread.is_alive()
     assert time.monotonic() - asked < 5
     assert session.totals.changed_repositories == {REPOSITORY, "acme/late"}
+
+
+def test_what_is_wrong_with_one_forge_holds_up_no_other(world: World) -> None:
+    world.stand_in.add_repository(REPOSITORY, 1)
+    world.watch(REPOSITORY)
+    with world.database.transaction() as connection:
+        watch_list.add(
+            connection,
+            "acme/elsewhere",
+            source="gitea",
+            api_url="https://git.test/api/v1",
+            at=datetime.now(UTC),
+        )
+
+    def forge_for(source: str, api_url: str | None) -> Forge:
+        if source == "gitea":
+            raise SettingsError("no key")
+        time.sleep(0.2)
+        return world.forge_for(source, api_url)
+
+    session = Session(world.database, forge_for, world.settings)
+    with pytest.raises(SettingsError, match="no key"):
+        session.run()
+    assert session.totals.changed_repositories == {REPOSITORY}
 
 
 def test_what_concerns_all_ends_the_session_with_its_error(world: World) -> None:

@@ -47,7 +47,8 @@ log = logging.getLogger("kb")
 class Attempt:
     """What one turn of one repository came to.
 
-    `until`: nobody may ask for it before then; nothing was decided. `more`: its list goes on, with the next turn.
+    `until`: nobody may ask for it before then; nothing was decided. `alone`: that is so of this repository, not of all.
+    `more`: its list goes on, with the next turn.
     """
 
     repository: str
@@ -61,6 +62,7 @@ class Attempt:
     reason: str | None = None
     detail: str | None = None
     until: datetime | None = None
+    alone: bool = False
     more: bool = False
 
 
@@ -114,7 +116,7 @@ class Lane:
             with self._database.snapshot() as connection:
                 return polls.next_due(connection, self._forge.name) or now + LONGEST_BACK_OFF
         attempt = self.poll(watch)
-        if attempt.until is not None:
+        if attempt.until is not None and not attempt.alone:
             self._queue.clear()
             self._shut_until = attempt.until
         return self._shut_until
@@ -192,6 +194,11 @@ class Lane:
             return self._failed(watch, attempt, refused.reason, refused)
         # Some credential may be told more, once it may ask.
         attempt.outcome, attempt.until = "waiting", min(waits)
+        if refused is not None:
+            # The others were told nothing of this one; of the next they may be.
+            attempt.alone = True
+            with self._database.transaction() as connection:
+                polls.postpone(connection, watch.repository_id, attempt.until)
         return attempt
 
     def _ask(self, watch: Watch, credential: str, budget: Budget, attempt: Attempt) -> Attempt:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from kb_platform.clock import Clock, SystemClock
-from kb_platform.errors import NotKnown
+from kb_platform.errors import NotKnown, StoreError
 from kb_platform.settings import Settings
 from kb_platform.sources.forge import Forge
 from kb_platform.stages.polling_lane import Attempt, Lane
@@ -107,7 +107,7 @@ class Session:
     def run(self, seconds: float | None = None) -> bool:
         """Poll for so long (the settings' by default; 0: until nothing is due any more).
 
-        Returns False at once when another process is polling. Raises StoreError and SettingsError.
+        Returns False at once when another process is polling. Raises StoreError; at its end, what ended a lane (SettingsError).
         """
         until = self._clock.now() + timedelta(
             seconds=self._settings.poll_session_s if seconds is None else seconds
@@ -130,7 +130,8 @@ class Session:
                 for key in wanted:
                     if key not in lanes:
                         lanes[key] = self._start(key, until)
-                if self._clock.now() >= until and not any(thread.is_alive() for thread in lanes.values()):
+                alive = any(thread.is_alive() for thread in lanes.values())
+                if not alive and (self._errors or self._clock.now() >= until):
                     break
                 self._stop.wait(BEAT_S)
                 self._beat()
@@ -169,7 +170,9 @@ class Session:
                     return
         except BaseException as error:  # noqa: BLE001 - it is raised in the thread that runs the session
             self._errors.append(error)
-            self._stop.set()
+            # What is wrong with one forge holds up no other; what is wrong with the database does.
+            if isinstance(error, StoreError):
+                self._stop.set()
         finally:
             if lane is not None:
                 lane.close()
