@@ -8,7 +8,6 @@ without it automation would make the partition again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
@@ -32,36 +31,26 @@ def prune(
 ) -> Pruned:
     """Delete runs that ended and were created before a time, with their events and logs; `page` of them are read at once."""
     ends = time.monotonic() + longest_s
-    needed = _latest_materializations(instance)
-    newest = _newest_of_each_job(instance)
-    deleted = kept = 0
-    for record in _old_runs(instance, before, page):
-        run = record.dagster_run
-        if run.run_id in newest or _holds(instance, run.run_id, needed):
-            kept += 1
-            continue
-        instance.delete_run(run.run_id)
-        instance.compute_log_manager.delete_logs(prefix=[run.run_id])
-        deleted += 1
-        if time.monotonic() > ends:
-            break
-    return Pruned(deleted, kept)
-
-
-def _old_runs(instance: dg.DagsterInstance, before: datetime, size: int) -> Iterator[dg.RunRecord]:
-    """Page by page, since thousands may be old; each page is of those that have not been seen."""
     filters = dg.RunsFilter(statuses=_ENDED, created_before=before)
-    seen: set[str] = set()
-    while True:
-        # Runs that stay are read again: a cursor is a run, and the one at the cursor may just have been deleted.
-        page = instance.get_run_records(filters, limit=size + len(seen), ascending=True)
-        new = [record for record in page if record.dagster_run.run_id not in seen]
-        if not new:
-            return
-        for record in new:
-            yield record
-            if instance.has_run(record.dagster_run.run_id):
-                seen.add(record.dagster_run.run_id)
+    needed = _latest_materializations(instance)
+    newest: dict[str, str | None] = {}
+    deleted = kept = 0
+    # A cursor is a run that is still there, so it is the last that stays: what lay between is gone.
+    last_kept: str | None = None
+    while records := instance.get_run_records(filters, limit=page, cursor=last_kept, ascending=True):
+        for record in records:
+            run = record.dagster_run
+            if run.job_name not in newest:
+                newest[run.job_name] = _newest(instance, run.job_name)
+            if run.run_id == newest[run.job_name] or _holds(instance, run.run_id, needed):
+                kept, last_kept = kept + 1, run.run_id
+                continue
+            instance.delete_run(run.run_id)
+            instance.compute_log_manager.delete_logs(prefix=[run.run_id])
+            deleted += 1
+            if time.monotonic() > ends:
+                return Pruned(deleted, kept)
+    return Pruned(deleted, kept)
 
 
 def _latest_materializations(instance: dg.DagsterInstance) -> set[int]:
@@ -83,15 +72,10 @@ def _latest_materializations(instance: dg.DagsterInstance) -> set[int]:
     return found
 
 
-def _newest_of_each_job(instance: dg.DagsterInstance) -> set[str]:
-    """Each job's last run stays: it holds what its checks found."""
-    newest: set[str] = set()
-    for job in {record.dagster_run.job_name for record in instance.get_run_records(limit=_PAGE)}:
-        newest |= {
-            record.dagster_run.run_id
-            for record in instance.get_run_records(dg.RunsFilter(job_name=job, statuses=_ENDED), limit=1)
-        }
-    return newest
+def _newest(instance: dg.DagsterInstance, job: str) -> str | None:
+    """A job's last run that ended stays, however old: it holds what its checks found."""
+    records = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=_ENDED), limit=1)
+    return records[0].dagster_run.run_id if records else None
 
 
 def _holds(instance: dg.DagsterInstance, run_id: str, needed: set[int]) -> bool:

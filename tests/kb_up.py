@@ -25,6 +25,16 @@ from kb_platform.store.embedded import EmbeddedServer
 
 KB = (sys.executable, "-m", "kb_platform.cli")
 SERVICES = ("code-server", "webserver", "daemon", "app")
+TOKEN = "ghp_tokenofthestandin"
+
+_UNDER_WAY = """
+query($job: String!) { runsOrError(filter: {pipelineName: $job, statuses: [STARTING, STARTED, CANCELING]}, limit: 20) {
+    ... on Runs { results { id } } } }"""
+
+
+def polling_from(url: str, *, every_s: float) -> dict[str, str]:
+    """The settings of one who polls a stand-in for GitHub at this address."""
+    return {"KB_GITHUB_API_URL": url, "KB_GITHUB_TOKEN": TOKEN, "KB_POLL_INTERVAL_S": str(every_s)}
 
 
 def free_port() -> int:
@@ -113,6 +123,12 @@ class KbUp:
             for process in processes.marked(processes.mark(self.home))
             if re.search("spawn_main|execute_run", _command(process))
         ]
+
+    def executing(self, job: str) -> list[int]:
+        """The processes that execute runs of a job. Raises CannotTell."""
+        runs = self.ui.ask(_UNDER_WAY, job=job)["runsOrError"]["results"]
+        said = {self.ui.process_of(run["id"]) for run in runs}
+        return [worker.pid for worker in self.workers() if worker.pid in said]
 
     def is_healthy(self, *, with_app: bool = True) -> bool:
         """Whether the app answers, our code is loaded, the daemon lives, and PostgreSQL runs."""

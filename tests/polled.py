@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,9 +18,14 @@ from kb_platform.stages.polling_lane import Attempt, Lane
 from kb_platform.store import release_log, watch_list
 from kb_platform.store.database import Database
 from tests.github_stand_in import StandIn
+from tests.github_weather import Rates, Weather
 from tests.simulated_clock import SimulatedClock
 
 TOKEN = "ghp_tokenofthestandin"
+INTERVAL_S = 300
+
+# number → (tag, body, pre-release, draft)
+Releases = Mapping[int, tuple[str, str, bool, bool]]
 
 
 class Watching:
@@ -32,7 +38,7 @@ class Watching:
         clock: SimulatedClock,
         *,
         tokens: Sequence[str] = (TOKEN,),
-        interval_s: float = 300,
+        interval_s: float = INTERVAL_S,
         seed: int = 1,
         pages_a_turn: int = PAGES_A_TURN,
         **settings: Any,
@@ -108,10 +114,78 @@ class Watching:
 
     def truth(self, number: int) -> dict[int, tuple[str, str, bool, bool]]:
         """What GitHub shows the public of a repository, in the same form."""
+        return public(self.stand_in, number)
+
+
+class Season:
+    """Repositories of many sizes, watched over many polls."""
+
+    def __init__(
+        self, database: Database, *, seed: int, repositories: int, rates: Rates | None = None
+    ) -> None:
+        self.clock = SimulatedClock()
+        self.stand_in, self.numbers = weathered_stand_in(self.clock, seed, repositories)
+        self.names = [self.stand_in.find(number).name for number in self.numbers]
+        self.weather = Weather(self.stand_in, seed, self.numbers, rates or Rates())
+        self.watching = Watching(database, self.stand_in, self.clock, seed=seed)
+        self.watching.watch(*self.names)
+
+    def close(self) -> None:
+        self.watching.close()
+
+    def polls(self, count: int) -> None:
+        """So many intervals, with what happens in them."""
+        for _ in range(count):
+            self.weather.step()
+            self.watching.run_for(INTERVAL_S)
+
+    def settle(self) -> None:
+        """The weather ends; after that each repository is polled three times more, however long limits still hold."""
+        self.weather.calm()
+        self.clock.advance(4 * 3600)
+        for _ in range(3):
+            self.watching.poll_due(self.clock.now())
+            self.clock.advance(INTERVAL_S)
+        self.watching.poll_due(self.clock.now())
+
+    def differences(self) -> Counter[str]:
+        """Releases that the log lacks, has differently, or has though they are gone."""
+        found = Counter[str](missing=0, stale=0, ghosts=0)
+        for number, name in zip(self.numbers, self.names, strict=True):
+            found.update(differences(self.watching.log(name), self.watching.truth(number)))
+        return found
+
+    def faults(self) -> dict[str, int]:
+        """Requests that must not have been sent."""
         return {
-            release_id: (
-                release["tag_name"], release["body"] or "", release["prerelease"], release["draft"],
-            )
-            for release_id, release in self.stand_in.truth(number).items()
-            if not release["draft"]
-        }  # fmt: skip
+            "forbidden": len(self.stand_in.forbidden_requests()),
+            "at once": sum(request.overlapping for request in self.stand_in.log),
+            "astray": len(self.stand_in.strays),
+        }
+
+
+def weathered_stand_in(clock: SimulatedClock, seed: int, repositories: int) -> tuple[StandIn, list[int]]:
+    """A stand-in with repositories of many sizes, and their numbers."""
+    stand_in = StandIn(clock, seed=seed, skew=seed % 7 - 3)
+    sizes = [(7 * n * n) % 140 if n % 10 else 90 + n for n in range(repositories)]
+    return stand_in, [stand_in.add_repository(f"acme/tool-{n}", size) for n, size in enumerate(sizes)]
+
+
+def public(stand_in: StandIn, number: int) -> dict[int, tuple[str, str, bool, bool]]:
+    """What a stand-in shows everybody of a repository."""
+    return {
+        release_id: (
+            release["tag_name"], release["body"] or "", release["prerelease"], release["draft"],
+        )
+        for release_id, release in stand_in.truth(number).items()
+        if not release["draft"]
+    }  # fmt: skip
+
+
+def differences(seen: Releases, truth: Releases) -> dict[str, int]:
+    """How many releases somebody lacks, has differently, or has though they are gone."""
+    return {
+        "missing": len(truth.keys() - seen.keys()),
+        "stale": sum(seen[key] != truth[key] for key in seen.keys() & truth.keys()),
+        "ghosts": len(seen.keys() - truth.keys()),
+    }

@@ -10,7 +10,8 @@ import pytest
 
 from assets.history import prune
 
-PARTITIONS = dg.StaticPartitionsDefinition(["a", "b"])
+PARTITIONS = dg.StaticPartitionsDefinition(["a", "b", "c", "d"])
+SUCCESS = dg.DagsterRunStatus.SUCCESS
 LATER = datetime.now(UTC) + timedelta(days=1)
 
 
@@ -75,3 +76,26 @@ def test_more_runs_than_a_page_are_pruned_and_one_night_need_not_do_all(instance
     assert prune(instance, LATER, longest_s=0.0).deleted == 1
     assert prune(instance, LATER, page=2).deleted == 5
     assert prune(instance, LATER, page=2) == (0, 1)
+
+
+def test_pages_go_on_where_runs_stay_and_others_go(instance: dg.DagsterInstance) -> None:
+    kept: list[str] = []
+    for partition in ("a", "b", "c", "d"):
+        routine.execute_in_process(instance=instance)
+        make(instance, partition)
+        kept.append(make(instance, partition))
+    assert prune(instance, LATER, page=2) == (7, 5)
+    assert all(instance.has_run(run) for run in kept)
+    assert instance.get_runs_count() == 5
+
+
+def test_the_last_run_of_a_job_that_is_seldom_run_stays(instance: dg.DagsterInstance) -> None:
+    """Among 144 polls a day, a job that ran two days ago is not one of the last 200 runs."""
+    seldom = [
+        instance.add_run(dg.DagsterRun(job_name="seldom", run_id=f"seldom-{n}", status=SUCCESS))
+        for n in (1, 2)
+    ]
+    for n in range(250):
+        instance.add_run(dg.DagsterRun(job_name="often", run_id=f"often-{n}", status=SUCCESS))
+    assert prune(instance, LATER) == (250, 2)
+    assert [instance.has_run(run.run_id) for run in seldom] == [False, True]

@@ -13,55 +13,9 @@ from kb_platform.stages.polling_lane import RESERVE
 from kb_platform.store.audit import audit
 from kb_platform.store.database import Database
 from tests.github_stand_in import StandIn
-from tests.github_weather import Rates, Weather
-from tests.polled import TOKEN, Watching
+from tests.github_weather import Rates
+from tests.polled import INTERVAL_S, TOKEN, Season, Watching
 from tests.simulated_clock import SimulatedClock
-
-INTERVAL_S = 300
-
-
-class Season:
-    """Repositories of many sizes, watched over many polls."""
-
-    def __init__(
-        self, database: Database, *, seed: int, repositories: int, rates: Rates | None = None
-    ) -> None:
-        self.clock = SimulatedClock()
-        self.stand_in = StandIn(self.clock, seed=seed, skew=seed % 7 - 3)
-        sizes = [(7 * n * n) % 140 if n % 10 else 90 + n for n in range(repositories)]
-        self.numbers = [self.stand_in.add_repository(f"acme/tool-{n}", size) for n, size in enumerate(sizes)]
-        self.names = [f"acme/tool-{n}" for n in range(repositories)]
-        self.weather = Weather(self.stand_in, seed, self.numbers, rates or Rates())
-        self.watching = Watching(database, self.stand_in, self.clock, interval_s=INTERVAL_S, seed=seed)
-        self.watching.watch(*self.names)
-
-    def close(self) -> None:
-        self.watching.close()
-
-    def polls(self, count: int) -> None:
-        """So many intervals, with what happens in them."""
-        for _ in range(count):
-            self.weather.step()
-            self.watching.run_for(INTERVAL_S)
-
-    def settle(self) -> None:
-        """The weather ends; after that each repository is polled three times more, however long limits still hold."""
-        self.weather.calm()
-        self.clock.advance(4 * 3600)
-        for _ in range(3):
-            self.watching.poll_due(self.clock.now())
-            self.clock.advance(INTERVAL_S)
-        self.watching.poll_due(self.clock.now())
-
-    def differences(self) -> dict[str, int]:
-        """Releases that the log lacks, has differently, or has though they are gone."""
-        found = {"missing": 0, "stale": 0, "ghosts": 0}
-        for number, name in zip(self.numbers, self.names, strict=True):
-            log, truth = self.watching.log(name), self.watching.truth(number)
-            found["missing"] += len(truth.keys() - log.keys())
-            found["ghosts"] += len(log.keys() - truth.keys())
-            found["stale"] += sum(log[key] != truth[key] for key in log.keys() & truth.keys())
-        return found
 
 
 @pytest.fixture
@@ -80,17 +34,9 @@ def held_up(season: Season) -> list[str]:
     return [row[0] for row in rows]
 
 
-def faults(season: Season) -> dict[str, int]:
-    return {
-        "forbidden": len(season.stand_in.forbidden_requests()),
-        "at once": sum(request.overlapping for request in season.stand_in.log),
-        "astray": len(season.stand_in.strays),
-    }
-
-
 def check(season: Season) -> None:
     assert season.differences() == {"missing": 0, "stale": 0, "ghosts": 0}
-    assert faults(season) == {"forbidden": 0, "at once": 0, "astray": 0}
+    assert season.faults() == {"forbidden": 0, "at once": 0, "astray": 0}
     assert held_up(season) == []
     with season.watching.database.snapshot() as connection:
         assert audit(connection) == []
