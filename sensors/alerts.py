@@ -7,21 +7,20 @@ does no harm.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from kb_platform.errors import KbError
-from kb_platform.home import open_database
-from kb_platform.settings import Settings, load_settings
+from kb_platform.settings import Settings
 from kb_platform.stages import alerting
 from kb_platform.stages.staleness import work_left
 from kb_platform.stages.webhook import Post, webhook
 from kb_platform.store.alerts import Alert, Changes
 from kb_platform.store.database import Database
 from sensors.failed_runs import failed_work
+from sensors.opening import Open, opened_once
 from sensors.patience import NoAnswer, Patience
 from sensors.status import default_sensor_status
 
@@ -32,8 +31,6 @@ MOST_SECONDS_TELLING = 1.5
 
 _log = logging.getLogger("kb")
 
-Open = Callable[[], Database]
-
 
 def alert_sensors(
     settings: Settings, database: Database | None = None, post: Post | None = None
@@ -43,7 +40,7 @@ def alert_sensors(
     url = settings.alert_webhook_url
     if post is None and url is not None and url.get_secret_value():
         post = webhook(url)
-    opened = _opened(database)
+    opened = opened_once(database)
     return [_run_failures(settings, opened, post), _freshness(settings, opened, post)]
 
 
@@ -148,17 +145,3 @@ def _summary(changes: Changes) -> str:
     if not changes.raised and not changes.resolved:
         return "nothing new"
     return f"{len(changes.raised):,} alerts raised, {len(changes.resolved):,} resolved"
-
-
-def _opened(database: Database | None) -> Open:
-    """Opens the database once for all ticks of a process."""
-    kept = [database] if database is not None else []
-    lock = threading.Lock()
-
-    def opened() -> Database:
-        with lock:
-            if not kept:
-                kept.append(open_database(load_settings()))
-            return kept[0]
-
-    return opened

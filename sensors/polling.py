@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -10,11 +9,11 @@ import dagster as dg
 
 from assets.partitions import REPOSITORIES, known_partitions
 from assets.polling import POLL, longest_start
-from kb_platform.home import open_database
-from kb_platform.settings import Settings, load_settings
+from kb_platform.settings import Settings
 from kb_platform.store import forgetting, polls, watch_list
 from kb_platform.store.credentials import is_polling
 from kb_platform.store.database import Database
+from sensors.opening import Open, opened_once
 from sensors.patience import NoAnswer, Patience
 from sensors.status import default_sensor_status
 from sensors.under_way import Tried
@@ -42,7 +41,7 @@ class _State(NamedTuple):
 def polling_sensor(settings: Settings, database: Database | None = None) -> dg.SensorDefinition:
     """Asks for a `poll` run when a repository is due and nobody polls."""
     patience: Patience[_State] = Patience(MOST_SECONDS)
-    look = _look(database)
+    opened = opened_once(database)
 
     @dg.sensor(  # pyright: ignore[reportUnknownMemberType] - a gap in dagster's own hints
         name="polling",
@@ -54,7 +53,7 @@ def polling_sensor(settings: Settings, database: Database | None = None) -> dg.S
     )
     def polling(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         try:
-            state = patience.ask(look)
+            state = patience.ask(lambda: _look(opened))
         except NoAnswer as error:
             return dg.SkipReason(f"the database is not looked at: {error}")
         partitions = _partition_requests(context.instance, state)
@@ -66,21 +65,14 @@ def polling_sensor(settings: Settings, database: Database | None = None) -> dg.S
     return polling
 
 
-def _look(database: Database | None) -> Callable[[], _State]:
-    opened = [database] if database is not None else []
-
-    def look() -> _State:
-        if not opened:
-            opened.append(open_database(load_settings()))
-        with opened[0].snapshot() as connection:
-            return _State(
-                polls.next_due(connection),
-                is_polling(connection),
-                [watch.name for watch in watch_list.watched(connection)],
-                forgetting.names_without_repository(connection),
-            )
-
-    return look
+def _look(opened: Open) -> _State:
+    with opened().snapshot() as connection:
+        return _State(
+            polls.next_due(connection),
+            is_polling(connection),
+            [watch.name for watch in watch_list.watched(connection)],
+            forgetting.names_without_repository(connection),
+        )
 
 
 def _partition_requests(

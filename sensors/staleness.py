@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -10,10 +9,10 @@ import dagster as dg
 from assets.jobs import REFRESH
 from assets.partitions import REPOSITORIES, known_partitions, range_tags, ranges
 from assets.refresh import WORK_TAG, close_abandoned
-from kb_platform.home import open_database
-from kb_platform.settings import Settings, load_settings
+from kb_platform.settings import Settings
 from kb_platform.stages.staleness import Work, work_left
 from kb_platform.store.database import Database
+from sensors.opening import opened_once
 from sensors.patience import NoAnswer, Patience
 from sensors.status import default_sensor_status
 from sensors.under_way import being_refreshed, tried
@@ -29,7 +28,7 @@ MOST_REQUESTS = 8
 def stale_index_sensor(settings: Settings, database: Database | None = None) -> dg.SensorDefinition:
     """Asks for a `refresh` of what is stale. `database`: of the settings of the process that evaluates, by default."""
     patience: Patience[Work] = Patience(MOST_SECONDS)
-    look = _look(database)
+    opened = opened_once(database)
 
     @dg.sensor(  # pyright: ignore[reportUnknownMemberType] - a gap in dagster's own hints
         name="stale_index",
@@ -41,7 +40,7 @@ def stale_index_sensor(settings: Settings, database: Database | None = None) -> 
     )
     def stale_index(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         try:
-            work = patience.ask(look)
+            work = patience.ask(lambda: work_left(opened()))
         except NoAnswer as error:
             return dg.SkipReason(f"the database is not looked at: {error}")
         if not work.repositories:
@@ -49,18 +48,6 @@ def stale_index_sensor(settings: Settings, database: Database | None = None) -> 
         return _requests(context.instance, work)
 
     return stale_index
-
-
-def _look(database: Database | None) -> Callable[[], Work]:
-    """Opens the database once for all ticks of a process."""
-    opened = [database] if database is not None else []
-
-    def look() -> Work:
-        if not opened:
-            opened.append(open_database(load_settings()))
-        return work_left(opened[0])
-
-    return look
 
 
 def _requests(instance: dg.DagsterInstance, work: Work) -> dg.SensorResult | dg.SkipReason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import random
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -356,6 +357,7 @@ def test_a_header_that_is_cut_short_is_not_the_end_of_the_list(header: str) -> N
 
 
 def test_a_hostile_header_takes_no_time() -> None:
+    started = time.process_time()
     for header in (
         "<a>;" * 24_000,
         "<" * 99_000,
@@ -367,6 +369,7 @@ def test_a_hostile_header_takes_no_time() -> None:
             parse_links(header)
         except UnreadableLinkError:
             continue
+    assert time.process_time() - started < 2
 
 
 RELATIONS = st.frozensets(st.sampled_from(["next", "prev", "first", "last"]), min_size=1)
