@@ -12,6 +12,7 @@ from typing import Any, cast
 import dagster as dg
 import httpx2
 import pytest
+from sqlalchemy import text
 
 from assets.partitions import known_partitions, register
 from assets.polling import GITHUB_RELEASES, POLL
@@ -157,6 +158,43 @@ def test_runs_that_fail_are_asked_for_again_after_a_pause(world: World) -> None:
     assert world.tick() == []
     assert world.skipped is not None
     assert world.skipped.startswith("the last runs failed")
+
+
+def ended(world: World, *, began_s_ago: float, lived_s: float) -> None:
+    """A run that failed, so long ago."""
+    run = world.run_record(dg.DagsterRunStatus.STARTED)
+    world.instance.report_run_failed(run)
+    began = datetime.now(UTC).timestamp() - began_s_ago
+    with cast("Any", world.instance.run_storage).connect() as connection:
+        connection.execute(
+            text("UPDATE runs SET start_time = :began, end_time = :ended WHERE run_id = :run"),
+            {"began": began, "ended": began + lived_s, "run": run.run_id},
+        )
+
+
+def pause_of(world: World) -> float:
+    """Seconds that the sensor lets pass before the next try; 0 when it asks for a run."""
+    if world.tick():
+        return 0.0
+    assert world.skipped is not None
+    return float(world.skipped.rpartition("in ")[2].removesuffix(" s"))
+
+
+def test_runs_that_were_killed_while_they_polled_do_not_add_up(world: World) -> None:
+    world.watch(REPOSITORY)
+    for _ in range(4):
+        ended(world, began_s_ago=10, lived_s=5)
+    assert pause_of(world) > 200
+    with world.database.transaction() as connection:
+        connection.execute("UPDATE kb.watch SET polled_at = now() - interval '7 seconds'")
+    assert 0 < pause_of(world) <= 30
+
+
+def test_a_run_that_polled_for_long_is_replaced_at_once(world: World) -> None:
+    world.watch(REPOSITORY)
+    ended(world, began_s_ago=200, lived_s=5)
+    ended(world, began_s_ago=90, lived_s=80)
+    assert pause_of(world) == 0
 
 
 def test_partitions_of_what_is_forgotten_go_and_those_that_a_person_made_stay(world: World) -> None:

@@ -34,6 +34,11 @@ def next_due(connection: Connection, forge: str | None = None) -> datetime | Non
     )
 
 
+def last_polled(connection: Connection) -> datetime | None:
+    """When a watched repository was polled last, whatever came of it; None: never."""
+    return scalar(connection, "SELECT max(polled_at) FROM kb.watch")
+
+
 def forges(connection: Connection) -> list[tuple[str, str | None]]:
     """(source, address or None for the settings' own) of everything that is watched."""
     rows = connection.execute(
