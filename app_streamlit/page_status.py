@@ -26,12 +26,15 @@ _ALERTS_AT_ONCE: Final = 5
 _MOST_CREDENTIALS: Final = 12
 _LONGEST_DETAIL: Final = 200
 _LONGEST_SEARCH: Final = 140
-# Kinds of answers, in the order in which they are stacked, and colours that are told apart on light and dark.
+_PAGINATION_BUTTON_PX: Final = 66
+_MOST_PAGE_BUTTONS: Final = 7
+# Kinds of answers, in the order in which they are stacked: trouble at the foot of each bar, where little of it is seen too.
+# Each colour has a contrast of 3:1 at least with the light and with the dark background.
 _ANSWERS: Final = {
-    "not modified": "#4f9d69",
-    "answered": "#3d82c9",
-    "limited": "#d9912b",
     "failed": "#cf4f4f",
+    "limited": "#c27a12",
+    "answered": "#3d82c9",
+    "not modified": "#7f8b9b",
 }
 
 
@@ -47,6 +50,9 @@ def _show_live(open_knowledge: Callable[[], Knowledge]) -> None:
     try:
         knowledge = open_knowledge()
         status = knowledge.status()
+        rendering.show_text(
+            f"As of {now:%Y-%m-%d %H:%M:%S} UTC; this page keeps itself up to date", small=True
+        )
         _show_alerts(status, now)
         _show_figures(status)
         _show_watched(knowledge, status, now)
@@ -54,7 +60,6 @@ def _show_live(open_knowledge: Callable[[], Knowledge]) -> None:
         _show_requests(status.requests)
     except KbError as error:
         rendering.show_error(error)
-    rendering.show_text(f"As of {now:%Y-%m-%d %H:%M:%S} UTC; this page keeps itself up to date.", small=True)
 
 
 def _show_alerts(status: Status, now: datetime) -> None:
@@ -86,7 +91,7 @@ def _show_alert(alert: Alert, now: datetime) -> None:
                 st.badge("warning", icon=":material/warning:", color="orange")
             rendering.show_text(rendering.strong(alert.subject), f" {_words(alert.kind)}", width="content")
             rendering.show_text(rendering.ago(alert.raised_at, now), small=True, width="content")
-        rendering.show_text(alert.message)
+        rendering.show_text(rendering.with_code(alert.message))
 
 
 def _words(kind: str) -> str:
@@ -102,14 +107,20 @@ def _show_figures(status: Status) -> None:
         st.metric("Not verified in time", f"{counts.stale:,}", width="content")
         st.metric("Index behind", f"{len(status.behind):,}", width="content")
         st.metric("In quarantine", f"{waiting:,}", width="content")
-    if status.index_version is None:
-        st.caption("Nothing is indexed yet.")
-    else:
-        behind = f"behind the log for {_few(status.behind)}" if status.behind else "up to date with the log"
-        rendering.show_text(f"Index version {status.index_version} of {status.model}, {behind}", small=True)
-    if status.quarantine:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in status.quarantine.items())
-        rendering.show_text(f"Quarantine: {reasons}; `kb quarantine list` shows the records", small=True)
+    with st.container(key="remarks", gap=None):
+        if status.index_version is None:
+            st.caption("Nothing is indexed yet.")
+        else:
+            behind = (
+                f"behind the log for {_few(status.behind)}" if status.behind else "up to date with the log"
+            )
+            rendering.show_text(
+                f"Index version {status.index_version} of {status.model}, {behind}", small=True
+            )
+        if status.quarantine:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in status.quarantine.items())
+            shown = rendering.with_code("; `kb quarantine list` shows the records")
+            rendering.show_text(f"Quarantine: {reasons}", shown, small=True)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -140,13 +151,17 @@ def _show_watched(knowledge: Knowledge, status: Status, now: datetime) -> None:
     if not found.rows:
         st.caption("None has this in its name.")
         return
-    with st.container(key="watched", gap="small"):
+    with st.container(key="watched", gap=None):
         for one in found.rows:
             _show_repository(one, now, status.stale_after)
     if pages > 1:
         first = (page - 1) * ROWS
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.pagination(pages, key=key)
+            # At its natural width, Streamlit leaves out pages that there is room for.
+            st.pagination(
+                pages, key=key, width=_PAGINATION_BUTTON_PX * (min(pages, _MOST_PAGE_BUTTONS) + 2),
+                max_visible_pages=_MOST_PAGE_BUTTONS,
+            )  # fmt: skip
             st.caption(
                 f"{first + 1:,} to {first + len(found.rows):,} of {found.found:,}, those that fail first",
                 width="content",
@@ -160,7 +175,7 @@ def _show_repository(one: Watched, now: datetime, stale_after: timedelta) -> Non
             rendering.show_text(rendering.strong(one.repository), width="content")
             rendering.show_text(_times(one, now), small=True, width="content")
         if one.failures:
-            rendering.show_text(_failure(one, now), small=True)
+            rendering.show_text(rendering.alarming(_failure(one, now)), small=True)
 
 
 def _show_state(one: Watched, now: datetime, stale_after: timedelta) -> None:
@@ -257,10 +272,21 @@ def _show_requests(requests: Sequence[Requests]) -> None:
     if not requests:
         return
     st.header("Requests", anchor=False)
-    st.caption(f"By hour and kind of answer, the last {HOURS_OF_REQUESTS:,} hours, in UTC")
-    st.vega_lite_chart(  # pyright: ignore[reportUnknownMemberType] - a gap in streamlit's own hints
-        chart(requests), alt="Requests by hour and kind of answer", height=220
+    rendering.show_text(
+        f"By hour (UTC) and kind of answer, the last {HOURS_OF_REQUESTS:,} hours: {_totals(requests)}",
+        small=True,
     )
+    with st.container(key="requests"):
+        st.vega_lite_chart(  # pyright: ignore[reportUnknownMemberType] - a gap in streamlit's own hints
+            chart(requests), alt="Requests by hour and kind of answer", height=260
+        )
+
+
+def _totals(requests: Sequence[Requests]) -> str:
+    counted: Counter[str] = Counter()
+    for one in requests:
+        counted[kind_of_answer(one.answer)] += one.requests
+    return ", ".join(f"{counted[kind]:,} {kind}" for kind in reversed(_ANSWERS) if counted[kind])
 
 
 def chart(requests: Sequence[Requests]) -> dict[str, Any]:
@@ -269,6 +295,9 @@ def chart(requests: Sequence[Requests]) -> dict[str, Any]:
     for one in requests:
         counted[one.hour, kind_of_answer(one.answer)] += one.requests
     order = list(_ANSWERS)
+    # All hours, also those that nothing was asked in: on its first day, one hour's bar would be as wide as the page.
+    latest = max((one.hour for one in requests), default=datetime.now(UTC)).astimezone(UTC)
+    span = [f"{latest + timedelta(hours=hours):%Y-%m-%dT%H:%M:%S}" for hours in (1 - HOURS_OF_REQUESTS, 1)]
     return {
         "data": {
             "values": [
@@ -280,11 +309,11 @@ def chart(requests: Sequence[Requests]) -> dict[str, Any]:
         "mark": {"type": "bar"},
         "encoding": {
             # Wall-clock times of UTC; with a zone they would be moved to the visitor's.
-            "x": {"field": "hour", "type": "temporal", "timeUnit": "yearmonthdatehours", "title": None,
+            "x": {"field": "hour", "type": "temporal", "timeUnit": "yearmonthdatehours", "title": None, "scale": {"domain": span},
                   "axis": {"format": "%H:%M", "labelOverlap": True}},
             "y": {"field": "requests", "type": "quantitative", "title": None, "axis": {"tickMinStep": 1}},
             "color": {"field": "answer", "type": "nominal", "title": None,
-                      "scale": {"domain": order, "range": list(_ANSWERS.values())}, "legend": {"orient": "bottom"}},
+                      "scale": {"domain": order, "range": list(_ANSWERS.values())}, "legend": {"orient": "bottom", "offset": 8}},
             "order": {"field": "place", "type": "quantitative"},
             "tooltip": [{"field": "hour", "type": "temporal", "format": "%Y-%m-%d %H:%M", "title": "hour"},
                         {"field": "answer", "type": "nominal"},

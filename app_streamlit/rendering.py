@@ -66,6 +66,17 @@ def strong(text: str) -> str:
     return _Markdown(f"**{escape(text)}**") if escape(text) else _Markdown("")
 
 
+def alarming(text: str) -> str:
+    """A part of `show_text` in the colour of errors."""
+    return _Markdown(f":red[{escape(text)}]") if escape(text) else _Markdown("")
+
+
+def with_code(text: str) -> str:
+    """A part of `show_text` in which what stands between backticks, such as a command to type, is code."""
+    parts = re.split(r"`([^`]+)`", text)
+    return _Markdown("".join(code(part) if at % 2 else _escaped(part) for at, part in enumerate(parts)))
+
+
 def mark(number: int) -> str:
     """A part of `show_text`: the number of a citation."""
     return _Markdown(f" :primary-badge[{number}] ")

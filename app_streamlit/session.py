@@ -162,7 +162,9 @@ class KnowledgeBase:
         fresh = self.freshness()
         known = {name.lower(): name for name in fresh.verified_at} if fresh else {}
         prepared = [question for repository, question in _sample_questions() if repository.lower() in known]
-        made = [f"What is the latest release of {name}?" for name in known.values()]
+        # Of one that was never verified, such as a mistyped name on the watch list, there may be no release at all.
+        likely = sorted(known.values(), key=lambda name: fresh is None or fresh.verified_at[name] is None)
+        made = [f"What is the latest release of {name}?" for name in likely]
         return (prepared or made)[:_MOST_EXAMPLES]
 
     def status(self) -> Status:

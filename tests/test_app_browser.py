@@ -88,7 +88,9 @@ def visit(
             route.abort()
 
     context.route("**/*", gate)
-    page.on("console", lambda said: watched.errors.append(said.text) if said.type == "error" else None)
+    page.on(
+        "console", lambda said: watched.errors.append(f"{said.text} {said.location['url']}") if said.type == "error" else None,
+    )  # fmt: skip
     page.on("pageerror", lambda error: watched.errors.append(str(error)))
     page.on("dialog", lambda dialog: (watched.dialogs.append(dialog.message), dialog.dismiss()))
     page.set_default_timeout(60_000)

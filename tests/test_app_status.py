@@ -173,8 +173,8 @@ def test_each_repository_says_how_polling_it_goes() -> None:
     text = said(test)
     assert ":red-badge[failing]" in text
     assert "**acme/gone**" in text
-    (line,) = [line for line in text.splitlines() if line.startswith("Failed ")]
-    assert line.startswith("Failed 4 times in a row since 2 days: not-found (xxx")
+    (line,) = [line for line in text.splitlines() if line.startswith(":red[Failed ")]
+    assert line.startswith(":red[Failed 4 times in a row since 2 days: not-found (xxx")
     assert len(line) < 300
     assert "verified 1 minute ago · next poll in 2 minutes · the forge cuts its list short" in text
     assert ":orange-badge[stale]" in text
@@ -355,7 +355,7 @@ def test_visitors_find_it_search_it_and_see_it_change(
         page.wait_for_timeout(1_000)
         height(page)
         page.screenshot(path=pictures / "status-1280-light.png")
-        page.get_by_role("button", name="2", exact=True).click()
+        page.get_by_role("button", name=re.compile("page 2$", re.IGNORECASE)).click()
         expect(page.get_by_text("16 to 30 of 43")).to_be_visible()
         page.get_by_label("Search").fill("library-07")
         page.keyboard.press("Enter")
@@ -375,6 +375,9 @@ def test_visitors_find_it_search_it_and_see_it_change(
             assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
             height(page)
             page.screenshot(path=pictures / f"status-{width}-{scheme}.png")
+        # At a page's own address, Streamlit looks for its server below that first.
+        searched = re.compile(r"status of 404 .*/status/_stcore/(health|host-config)$")
+        noticed.errors = [said for said in noticed.errors if not searched.search(said)]
         assert noticed == Noticed()
 
 
