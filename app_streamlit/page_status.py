@@ -198,12 +198,11 @@ def _times(one: Watched, now: datetime) -> str:
 
 
 def _failure(one: Watched, now: datetime) -> str:
-    since = (
-        f" since {rendering.ago(one.failing_since, now).removesuffix(' ago')}" if one.failing_since else ""
-    )
+    ago = rendering.ago(one.failing_since, now) if one.failing_since else "just now"
+    lasting = "" if ago == "just now" else f", first {ago}"
     detail = _clipped(one.detail)
     times = "once" if one.failures == 1 else f"{one.failures:,} times in a row"
-    return f"Failed {times}{since}: {one.reason or 'no reason given'}" + (f" ({detail})" if detail else "")
+    return f"Failed {times}{lasting}: {one.reason or 'no reason given'}" + (f": {detail}" if detail else "")
 
 
 def _clipped(text: str | None) -> str:

@@ -32,6 +32,8 @@ DESCRIPTION = """\
 
 They are edited, deleted, re-tagged and back-ported without notice; that is why every list is read to its end and the log
 keeps every observation. The job `poll` asks, politely, and records what it sees; releases also come as files (`kb import`).
+
+- *Figures* of an observation are of the time since the one before, a minute mostly.
 """
 
 
@@ -47,7 +49,7 @@ def polled_releases() -> dg.AssetsDefinition:
         told = _Telling(context)
         stop = threading.Event()
         session = Session(database, forge_for, settings, stop=stop, tell=told.attempt, beat=told.beat)
-        told.totals = session.totals
+        told.take = session.take
         try:
             with failing_plainly():
                 if not session.run():
@@ -55,7 +57,7 @@ def polled_releases() -> dg.AssetsDefinition:
         except dg.DagsterExecutionInterruptedError:
             # What was polled is recorded, and the next run goes on: told to stop, a session has not failed.
             context.log.info("told to stop")
-        return dg.ObserveResult(asset_key=GITHUB_RELEASES, metadata=_figures(session.totals))
+        return dg.ObserveResult(asset_key=GITHUB_RELEASES, metadata=_figures(session.take()))
 
     poll_forges.__annotations__ = get_type_hints(poll_forges, include_extras=True) | {
         "return": dg.ObserveResult
@@ -92,7 +94,7 @@ class _Telling:
         self._attempts: list[Attempt] = []
         self._lock = threading.Lock()
         self._observed_at = time.monotonic()
-        self.totals = Totals()
+        self.take: Callable[[], Totals] = Totals
 
     def attempt(self, attempt: Attempt) -> None:
         """Called in the lanes' threads; Dagster's log is for the run's own."""
@@ -112,7 +114,7 @@ class _Telling:
         now = time.monotonic()
         if now - self._observed_at >= SECONDS_BETWEEN_OBSERVATIONS:
             self._observed_at = now
-            self._context.log_event(dg.AssetObservation(GITHUB_RELEASES, metadata=_figures(self.totals)))
+            self._context.log_event(dg.AssetObservation(GITHUB_RELEASES, metadata=_figures(self.take())))
 
 
 def _news(attempt: Attempt) -> str:
@@ -126,6 +128,7 @@ def _news(attempt: Attempt) -> str:
 
 
 def _figures(totals: Totals) -> dict[str, Any]:
+    """Of the time since the last observation, a minute mostly: sums over a run would be saw teeth in the plots."""
     figures: dict[str, Any] = {
         "polls": totals.turns,
         "repositories_changed": len(totals.changed_repositories),

@@ -129,11 +129,23 @@ def test_polling_that_keeps_failing_is_an_alert_with_its_reason(
     watch(database, "acme/failing", failures=3, **failing)
     assert names(look(database).raised) == [("polling-fails", "acme/failing")]
     (alert,) = open_now(database)
-    assert alert.message.startswith(f"polling fails since 2026-05-03 09:29 UTC ({reason}): it said [31mno. ")
+    assert alert.message.startswith(f"failing since 2026-05-03 09:29 UTC ({reason}): it said [31mno. ")
     assert to_do in alert.message
     # Another failure is the same alert.
     watch(database, "acme/failing", failures=9, **failing)
     assert look(database) == Changes((), ())
+
+
+def test_what_failed_says_best_what_to_do(database: Database) -> None:
+    detail = "the repository is watched as acme/b, too → `kb watch remove acme/a`"
+    watch(
+        database, "acme/a", failures=3, reason="duplicate", detail=detail, failing_since=NOW, verified_at=NOW
+    )
+    look(database)
+    (alert,) = open_now(database)
+    assert alert.message.endswith(
+        "(duplicate): the repository is watched as acme/b, too. `kb watch remove acme/a`"
+    )
 
 
 def test_a_refused_credential_is_an_alert_and_a_spent_one_is_not(database: Database) -> None:

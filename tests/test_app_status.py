@@ -174,7 +174,7 @@ def test_each_repository_says_how_polling_it_goes() -> None:
     assert ":red-badge[failing]" in text
     assert "**acme/gone**" in text
     (line,) = [line for line in text.splitlines() if line.startswith(":red[Failed ")]
-    assert line.startswith(":red[Failed 4 times in a row since 2 days: not-found (xxx")
+    assert line.startswith(":red[Failed 4 times in a row, first 2 days ago: not-found: xxx")
     assert len(line) < 300
     assert "verified 1 minute ago · next poll in 2 minutes · the forge cuts its list short" in text
     assert ":orange-badge[stale]" in text

@@ -18,7 +18,7 @@ from markdown_it.token import Token
 from app_streamlit import inert
 from app_streamlit.links import clickable, spelled_out
 from app_streamlit.notes import around, blocks, shortened, with_citation
-from app_streamlit.rendering import markdown_of
+from app_streamlit.rendering import alarming, markdown_of, with_code
 
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 # What Streamlit's renderer does to plain text after parsing (its bundle, 1.67), as regular expressions of its own.
@@ -128,6 +128,37 @@ def test_inline_markup_becomes_nothing_but_code_emphasis_and_safe_links(text: st
 @given(PIECES)
 def test_code_shows_any_text(text: str) -> None:
     assert shown(inert.code(text)) == words(text)
+
+
+@given(PIECES)
+def test_commands_in_stored_text_are_code_and_nothing_else(text: str) -> None:
+    markdown = str(with_code(text))
+    assert_is_inert(markdown)
+    assert {token.type for token in parsed(markdown)} <= {
+        "text",
+        "code_inline",
+        "paragraph_open",
+        "paragraph_close",
+    }
+
+
+def test_a_command_between_backticks_is_code() -> None:
+    markdown = str(with_code("run `kb sync` or `kb up`, not :red[x] ![a](u)"))
+    assert [token.content for token in parsed(markdown) if token.type == "code_inline"] == [
+        "kb sync",
+        "kb up",
+    ]
+    assert_is_inert(markdown)
+
+
+@given(PIECES)
+def test_text_in_the_colour_of_errors_does_not_leave_it(text: str) -> None:
+    markdown = str(alarming(text))
+    if not markdown:
+        return
+    assert (markdown[:5], markdown[-1]) == (":red[", "]")
+    assert_is_inert(markdown[5:-1])
+    assert not unescaped_outside_code(markdown[5:-1], "[]")
 
 
 def test_code_spans_that_touch_stay_apart() -> None:

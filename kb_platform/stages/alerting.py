@@ -27,6 +27,8 @@ CREDENTIAL: Final = "credential"
 QUARANTINE: Final = "quarantine"
 PROMOTION: Final = "promotion"
 # What the freshness sensor keeps up; failed runs are the other's.
+# Between what failed and what to do, as polling writes it.
+_ADVICE: Final = " → "
 FRESHNESS_KINDS: Final = (STALE, POLLING_FAILS, CREDENTIAL, QUARANTINE, PROMOTION)
 
 GROWTH_OVER: Final = timedelta(days=1)
@@ -141,7 +143,7 @@ def quarantine_problems(growth: Mapping[str, int]) -> list[Problem]:
             QUARANTINE,
             reason,
             "warning",
-            f"{count:,} records were refused in the last 24 h and wait: `kb quarantine list` shows why",
+            f"{count:,} {'record was' if count == 1 else 'records were'} refused in the last 24 h: `kb quarantine list` shows why",
         )
         for reason, count in growth.items()
         if count
@@ -257,13 +259,17 @@ def _names(group: Sequence[Alert]) -> str:
 
 def _why(one: Watched) -> str:
     since = f" since {_minute(one.failing_since)}" if one.failing_since else ""
-    detail = f": {clipped(one.detail, _LONGEST_DETAIL).rstrip('.')}" if one.detail else ""
-    return f"polling fails{since} ({one.reason or 'no reason given'}){detail}"
+    what = (one.detail or "").partition(_ADVICE)[0]
+    detail = f": {clipped(what, _LONGEST_DETAIL).rstrip('.')}" if what else ""
+    return f"failing{since} ({one.reason or 'no reason given'}){detail}"
 
 
 def _to_do(one: Watched) -> str:
     if not one.failures:
         return _sentence(_NOT_POLLED)
+    # What failed knows best what to do about it.
+    if advice := (one.detail or "").partition(_ADVICE)[2]:
+        return _sentence(clipped(advice, _LONGEST_DETAIL).rstrip("."))
     return _sentence(_TO_DO.get(one.reason or "", _BY_ITSELF))
 
 

@@ -247,7 +247,7 @@ class Lane:
         return attempt
 
     def _failed(self, watch: Watch, attempt: Attempt, reason: str, error: Exception) -> Attempt:
-        hint = f" ({error.hint})" if isinstance(error, KbError) and error.hint else ""
+        hint = f" → {error.hint}" if isinstance(error, KbError) and error.hint else ""
         attempt.outcome, attempt.reason, attempt.detail = "failed", reason, f"{error}{hint}"
         now = self._clock.now()
         with self._database.transaction() as connection:

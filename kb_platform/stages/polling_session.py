@@ -177,6 +177,12 @@ class Session:
             if lane is not None:
                 lane.close()
 
+    def take(self) -> Totals:
+        """What was counted since the last time; counting begins anew."""
+        with self._counting:
+            taken, self.totals = self.totals, Totals()
+        return taken
+
     def _count(self, attempt: Attempt) -> None:
         with self._counting:
             self.totals.count(attempt)
