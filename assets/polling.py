@@ -11,17 +11,19 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, get_type_hints
 
 import dagster as dg
 
 from assets.placement import on_cpu
-from assets.stage import MOST_NAMED, OWNERS, failing_plainly, named
+from assets.stage import MOST_NAMED, OWNERS, check_result, failing_plainly, named
 from kb_platform.settings import Settings
 from kb_platform.stages.polling_lane import Attempt
 from kb_platform.stages.polling_session import ForgeFor, Session, Totals
+from kb_platform.store import watch_list
 from kb_platform.store.database import Database
+from kb_platform.store.watch_list import Watch
 
 GITHUB_RELEASES = dg.AssetKey(["github", "releases"])
 POLL = "poll"
@@ -57,7 +59,11 @@ def polled_releases() -> dg.AssetsDefinition:
         except dg.DagsterExecutionInterruptedError:
             # What was polled is recorded, and the next run goes on: told to stop, a session has not failed.
             context.log.info("told to stop")
-        return dg.ObserveResult(asset_key=GITHUB_RELEASES, metadata=_figures(session.take()))
+        return dg.ObserveResult(
+            asset_key=GITHUB_RELEASES,
+            metadata=_figures(session.take()),
+            check_results=[_verified(database, settings)],
+        )
 
     poll_forges.__annotations__ = get_type_hints(poll_forges, include_extras=True) | {
         "return": dg.ObserveResult
@@ -69,7 +75,17 @@ def polled_releases() -> dg.AssetsDefinition:
             GITHUB_RELEASES, group_name="sources", kinds={"github"}, owners=OWNERS, description=DESCRIPTION
         )
         decorate: Callable[[Any], dg.AssetsDefinition] = dg.multi_observable_source_asset(
-            name="poll_forges", specs=[spec]
+            name="poll_forges",
+            specs=[spec],
+            check_specs=[
+                dg.AssetCheckSpec(
+                    "watched_repositories_are_verified",
+                    asset=GITHUB_RELEASES,
+                    description="Every watched repository could be polled the last time, and was verified within its time. "
+                    "The app's status page and `kb watch list` have the reasons at any moment; here they are those of the "
+                    "last run's end.",
+                )
+            ],
         )
         return decorate(poll_forges)
 
@@ -84,6 +100,25 @@ def poll_job(settings: Settings) -> Any:
         description="Poll the watched repositories that are due, for `KB_POLL_SESSION_S` seconds. One run polls at a time; "
         "a second one ends at once. The sensor `polling` asks for it.",
     )
+
+
+def _verified(database: Database, settings: Settings) -> dg.AssetCheckResult:
+    now, usual = datetime.now(UTC), timedelta(hours=settings.stale_after_hours)
+    with database.snapshot() as connection:
+        watched = watch_list.watched(connection)
+    failures = {one.name: why for one in watched if (why := _trouble(one, now, usual)) is not None}
+    return check_result(
+        "watched_repositories_are_verified", failures, passed=f"all {len(watched):,} watched repositories"
+    )
+
+
+def _trouble(watch: Watch, now: datetime, usual: timedelta) -> str | None:
+    if watch.failures:
+        return f"failed {watch.failures:,} times in a row, {watch.reason}: {watch.detail}"
+    longest = timedelta(seconds=watch.stale_after_s) if watch.stale_after_s else usual
+    if now - (watch.verified_at or watch.added_at) > longest:
+        return f"verified at {watch.verified_at}" if watch.verified_at else "never verified"
+    return None
 
 
 class _Telling:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import dagster as dg
 import httpx2
 import pytest
+from dagster_k8s.job import get_user_defined_k8s_config
 from sqlalchemy import text
 
 from assets.partitions import known_partitions, register
@@ -112,6 +113,27 @@ def test_a_run_polls_what_is_due_and_observes(world: World) -> None:
     assert world.tick() == []
     assert world.skipped is not None
     assert world.skipped.startswith("the next repository is due in")
+
+
+def test_what_cannot_be_polled_is_red_with_its_reason(world: World) -> None:
+    world.stand_in.add_repository(REPOSITORY, 1)
+    world.watch(REPOSITORY, "acme/nowhere")
+    (check,) = world.poll().get_asset_check_evaluations()
+    assert check.check_name == "watched_repositories_are_verified"
+    assert not check.passed
+    assert check.description == "1 fail: acme/nowhere"
+    assert "not-found" in str(check.metadata["failing"].value)
+    with world.database.transaction() as connection:
+        watch_list.remove(connection, watch_list.find(connection, "acme/nowhere").repository_id)
+    (check,) = world.poll().get_asset_check_evaluations()
+    assert check.passed
+
+
+def test_on_a_cluster_a_polling_run_has_a_place_and_no_pods_for_its_step() -> None:
+    job = build_defs(settings=Settings(kubernetes=True)).resolve_job_def(POLL)
+    config = get_user_defined_k8s_config(job.run_tags)
+    assert config.pod_spec_config["node_selector"] == {"kb-platform/node-group": "general"}
+    assert job.executor_def.name == "in_process"
 
 
 def test_polled_releases_go_down_to_the_index(world: World) -> None:
