@@ -51,13 +51,18 @@ class Watching:
             **settings,
         )
         self.attempts: list[Attempt] = []
+        self.attempted_at: list[datetime] = []
         self.forge: GitHub = github_from_settings(
             self.settings, clock, transport=httpx2.MockTransport(stand_in.handle)
         )
         self.lane = Lane(
-            database, self.forge, self.settings, clock, tell=self.attempts.append, jitter=random.Random(seed),
+            database, self.forge, self.settings, clock, tell=self._told, jitter=random.Random(seed),
             pages_a_turn=pages_a_turn,
         )  # fmt: skip
+
+    def _told(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
+        self.attempted_at.append(self.clock.now())
 
     def close(self) -> None:
         """Close all connections."""

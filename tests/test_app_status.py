@@ -42,14 +42,19 @@ from tests.test_app_browser import browser, free_port, serving, visit
 
 __all__ = ["browser"]
 
-NOW = datetime.now(UTC)
+
+def moment() -> datetime:
+    """Now, when it is asked for: the tests before this one may have taken minutes."""
+    return datetime.now(UTC)
+
+
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(hours=24)
 
 
 def alert(subject: str = "acme/tool", **changes: Any) -> Alert:
     known = Alert(
-        1, "stale-repository", subject, "error", "not verified since yesterday. Do something", NOW - 5 * MINUTE, NOW, None,
+        1, "stale-repository", subject, "error", "not verified since yesterday. Do something", moment() - 5 * MINUTE, moment(), None,
         None, None, 0, None,
     )  # fmt: skip
     return replace(known, **changes)
@@ -57,7 +62,7 @@ def alert(subject: str = "acme/tool", **changes: Any) -> Alert:
 
 def watched(name: str, **changes: Any) -> Watched:
     known = Watched(
-        name, "github", None, NOW - 30 * DAY, NOW + 3 * MINUTE, NOW - MINUTE, NOW - MINUTE, "unchanged", False, 0, None,
+        name, "github", None, moment() - 30 * DAY, moment() + 3 * MINUTE, moment() - MINUTE, moment() - MINUTE, "unchanged", False, 0, None,
         None, None,
     )  # fmt: skip
     return replace(known, **changes)
@@ -68,7 +73,7 @@ def failing(name: str, **changes: Any) -> Watched:
         "failures": 4,
         "reason": "not-found",
         "detail": "404 Not Found",
-        "failing_since": NOW - 2 * DAY,
+        "failing_since": moment() - 2 * DAY,
     }
     return watched(name, **(known | changes))
 
@@ -164,9 +169,9 @@ def test_each_repository_says_how_polling_it_goes() -> None:
             repositories=[
                 failing("acme/gone", detail="x" * 5_000),
                 watched("acme/fine", truncated=True),
-                watched("acme/late", verified_at=NOW - 2 * DAY, due_at=NOW - MINUTE),
-                watched("acme/new", verified_at=None, added_at=NOW),
-                watched("acme/hourly", due_at=NOW + timedelta(hours=2, minutes=5)),
+                watched("acme/late", verified_at=moment() - 2 * DAY, due_at=moment() - MINUTE),
+                watched("acme/new", verified_at=None, added_at=moment()),
+                watched("acme/hourly", due_at=moment() + timedelta(hours=2, minutes=5)),
             ]
         )
     )
@@ -200,12 +205,16 @@ def test_five_thousand_are_shown_a_page_at_a_time_and_can_be_searched() -> None:
 
 
 def test_credentials_show_what_is_left_and_why_they_wait() -> None:
-    known = Credential("github-1a2b", 5_000, 1_250, NOW + 20 * MINUTE + MINUTE, None, None, NOW)
+    known = Credential("github-1a2b", 5_000, 1_250, moment() + 20 * MINUTE + MINUTE, None, None, moment())
     blocked = replace(
-        known, name="github-3c4d", remaining=0, blocked_until=NOW + 5 * MINUTE, blocked_reason="secondary"
+        known,
+        name="github-3c4d",
+        remaining=0,
+        blocked_until=moment() + 5 * MINUTE,
+        blocked_reason="secondary",
     )
-    renewed = replace(known, name="github-5e6f", remaining=3, reset_at=NOW - MINUTE)
-    unknown = Credential("gitea-7a8b", None, None, None, None, None, NOW)
+    renewed = replace(known, name="github-5e6f", remaining=3, reset_at=moment() - MINUTE)
+    unknown = Credential("gitea-7a8b", None, None, None, None, None, moment())
     test = at_page(FakeKnowledge(replace(EMPTY, credentials=(known, blocked, renewed, unknown))))
     text = said(test)
     assert "1,250 of 5,000 requests left, new ones in 20 minutes" in text
@@ -246,7 +255,7 @@ def test_foreign_text_is_escaped_wherever_it_stands() -> None:
     evil = ":red-background[x] ![a](https://evil.test/a.png) <img src=x> :streamlit:"
     state = Status(
         alerts=(alert(evil, kind=evil, message=evil),), open_alerts=1, counts=WatchCounts(1, 1, 1),
-        credentials=(Credential(evil, 10, 5, NOW, NOW + DAY, evil, NOW),), requests=(Requests(NOW, evil, 1),),
+        credentials=(Credential(evil, 10, 5, moment(), moment() + DAY, evil, moment()),), requests=(Requests(moment(), evil, 1),),
         index_version=1, model=evil, behind=(evil,), quarantine={evil: 1}, stale_after=DAY,
     )  # fmt: skip
     test = at_page(FakeKnowledge(state, [failing(evil, reason=evil, detail=evil)]))
