@@ -155,7 +155,7 @@ def test_all_of_it_goes_and_nothing_else(job: Job) -> None:
             "SELECT name, observations FROM kb.forgotten_repository ORDER BY name"
         ).fetchall()
         assert noted == [("acme/renamed", 3), (GONE, 0)]
-        assert forgetting.forgotten_names(connection) == ["acme/renamed", GONE]
+        assert forgetting.names_without_repository(connection) == ["acme/renamed", GONE]
         with pytest.raises(NotKnown):
             find_repository(connection, GONE)
 

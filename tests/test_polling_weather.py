@@ -28,7 +28,8 @@ def held_up(season: Season) -> list[str]:
     """Repositories that a complete walk did not verify in the last two intervals."""
     with season.watching.database.snapshot() as connection:
         rows = connection.execute(
-            "SELECT repository FROM kb.watched_repositories WHERE verified_at < %s OR failures > 0",
+            "SELECT repository FROM kb.watched_repositories "
+            "WHERE verified_at IS NULL OR verified_at < %s OR failures > 0",
             (season.clock.now() - timedelta(seconds=2 * INTERVAL_S),),
         ).fetchall()
     return [row[0] for row in rows]

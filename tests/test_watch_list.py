@@ -79,14 +79,18 @@ def test_a_change_keeps_the_state_and_is_due_at_once(database: Database) -> None
 
 def test_the_longest_overdue_come_first(database: Database) -> None:
     with database.transaction() as connection:
-        assert watch_list.next_due(connection) is None
+        assert polls.next_due(connection) is None
         for place, name in enumerate(("acme/b", "acme/a", "acme/c", "acme/later")):
             [number] = add(connection, name)
             polls.postpone(connection, number, NOW + minutes(place) if place < 3 else NOW + minutes(90))
-        assert watch_list.next_due(connection) == NOW
+        assert polls.next_due(connection) == NOW
         now = NOW + minutes(10)
-        assert [w.name for w in watch_list.due(connection, now, limit=9)] == ["acme/b", "acme/a", "acme/c"]
-        assert [w.name for w in watch_list.due(connection, now, limit=2)] == ["acme/b", "acme/a"]
+        assert [w.name for w in polls.due(connection, "github", now, limit=9)] == [
+            "acme/b",
+            "acme/a",
+            "acme/c",
+        ]
+        assert [w.name for w in polls.due(connection, "github", now, limit=2)] == ["acme/b", "acme/a"]
         assert names(connection) == ["acme/a", "acme/b", "acme/c", "acme/later"]
 
 

@@ -59,14 +59,6 @@ def names_without_repository(connection: Connection) -> list[str]:
     return [row[0] for row in rows if row[0].lower() not in known]
 
 
-def forgotten_names(connection: Connection) -> list[str]:
-    """Every name, present or former, of a repository that was ever forgotten; some may be known again since."""
-    return [
-        row[0]
-        for row in connection.execute("SELECT DISTINCT name FROM kb.forgotten_repository ORDER BY name")
-    ]
-
-
 def forget(connection: Connection, repository_id: int) -> Forgotten:
     """Remove everything of one repository. The caller's transaction is the unit; searches of others do not notice.
 

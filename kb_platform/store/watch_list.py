@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from kb_platform.errors import KbError, NotKnown, StoreError
 from kb_platform.sources.release import repository_name
-from kb_platform.store.database import Connection, scalar
+from kb_platform.store.database import Connection
 from kb_platform.store.repositories import ensure_repository, find_repository, lock_names
 
 Change = Literal["added", "changed", "unchanged"]
@@ -135,19 +135,6 @@ def remove(connection: Connection, repository_id: int) -> None:
     connection.execute("DELETE FROM kb.watch WHERE repository_id = %s", (repository_id,))
     connection.execute("DELETE FROM kb.page WHERE repository_id = %s", (repository_id,))
     connection.execute("DELETE FROM kb.absence WHERE repository_id = %s", (repository_id,))
-
-
-def due(connection: Connection, now: datetime, *, limit: int) -> list[Watch]:
-    """The repositories of all forges that are due, the longest overdue first."""
-    rows = connection.execute(
-        f"{WATCHES} WHERE w.due_at <= %s ORDER BY w.due_at, w.repository_id LIMIT %s", (now, limit)
-    )
-    return [Watch(*row) for row in rows]
-
-
-def next_due(connection: Connection) -> datetime | None:
-    """When the next repository of any forge is due; None when none is watched."""
-    return scalar(connection, "SELECT min(due_at) FROM kb.watch")
 
 
 def _settle(connection: Connection, name: str, forge: str) -> int:
