@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import streamlit as st
 
-from app_streamlit import rendering
+from app_streamlit import rendering, streams
 from app_streamlit.session import Knowledge
 from kb_platform.errors import KbError
 from kb_platform.store.alerts import Alert
@@ -56,6 +56,7 @@ def _show_live(open_knowledge: Callable[[], Knowledge]) -> None:
         _show_alerts(status, now)
         _show_figures(status)
         _show_watched(knowledge, status, now)
+        streams.show(status.streams, now)
         _show_credentials(status.credentials, now)
         _show_requests(status.requests)
     except KbError as error:

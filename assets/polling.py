@@ -27,6 +27,7 @@ from kb_platform.store.watch_list import Watch
 
 GITHUB_RELEASES = dg.AssetKey(["github", "releases"])
 POLL = "poll"
+PRIORITY_TAG = "dagster/priority"
 SECONDS_BETWEEN_OBSERVATIONS = 60.0
 
 DESCRIPTION = """\
@@ -96,7 +97,8 @@ def poll_job(settings: Settings) -> Any:
         POLL,
         selection=dg.AssetSelection.assets(GITHUB_RELEASES),
         executor_def=dg.in_process_executor,
-        tags=on_cpu(settings) if settings.kubernetes else {},
+        # Of runs that wait for a place it is the first: news of forges waits for no flood of events and no great refresh.
+        tags={PRIORITY_TAG: "10", **(on_cpu(settings) if settings.kubernetes else {})},
         description="Poll the watched repositories that are due, for `KB_POLL_SESSION_S` seconds. One run polls at a time; "
         "a second one ends at once. The sensor `polling` asks for it.",
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.external import KAFKA_EVENTS
+from assets.landing import DOCUMENTS, RELEASES
 from assets.placement import on_cpu
 from assets.polling import GITHUB_RELEASES
 from assets.stage import check_result, failing_plainly, repositories_in_log, run_figures, stage
@@ -44,7 +44,7 @@ def raw_releases(settings: Settings) -> dg.AssetsDefinition:
         description=DESCRIPTION,
         code_version="1",
         kinds={"python", "postgres"},
-        deps=[GITHUB_RELEASES, KAFKA_EVENTS],
+        deps=[GITHUB_RELEASES, RELEASES.key, DOCUMENTS.key],
         checks=[
             dg.AssetCheckSpec(
                 "repositories_are_known",

@@ -6,19 +6,20 @@ module opens no database, starts no server and loads no model: resources do that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
 from assets.chunks import chunks
 from assets.embeddings import embeddings
-from assets.external import external_assets
 from assets.housekeeping import housekeeping_job
 from assets.jobs import jobs
+from assets.landing import Land, land_by_stage, landed_topics, landing_jobs
 from assets.partitions import follow
 from assets.placement import executor
 from assets.polling import poll_job, polled_releases
+from assets.producing import produce_job
 from assets.raw_releases import raw_releases
 from assets.refresh import RefreshResult, refresh
 from assets.release_index import release_index
@@ -28,6 +29,7 @@ from kb_platform.settings import Settings, load_settings
 from kb_platform.stages.polling_session import ForgeFor
 from kb_platform.store import forgetting, watch_list
 from kb_platform.store.database import Database
+from resources.brokers import BrokersResource
 from resources.database import DatabaseResource
 from resources.embedding import Configured, ConfiguredModelResource, EmbedderLoaderResource, Loader
 from resources.forges import ForgesResource
@@ -35,6 +37,7 @@ from resources.progress import ProgressResource
 from resources.settings import SettingsResource
 from sensors.alerts import alert_sensors
 from sensors.automation import automation_sensor
+from sensors.landing import BrokerLooking, Looking, landing_sensors
 from sensors.nightly import housekeeping_schedule
 from sensors.polling import polling_sensor
 from sensors.staleness import stale_index_sensor
@@ -48,6 +51,9 @@ def build_defs(
     configured_model: Configured | None = None,
     progress: Progress | None = None,
     forge_for: ForgeFor | None = None,
+    brokers: Any = None,
+    land: Land = land_by_stage,
+    looking: Callable[[], Looking] = BrokerLooking,
 ) -> dg.Definitions:
     """All definitions; what is given takes the place of what the settings say.
 
@@ -58,22 +64,31 @@ def build_defs(
     return dg.Definitions(
         assets=[
             polled_releases(),
-            *external_assets(),
+            *landed_topics(land),
             raw_releases(chosen),
             chunks(chosen),
             embeddings(chosen),
             release_index(chosen),
         ],
         asset_checks=whole_base_checks(),
-        jobs=[*jobs(), poll_job(chosen), housekeeping_job(chosen)],
+        jobs=[
+            *jobs(),
+            poll_job(chosen),
+            *landing_jobs(chosen),
+            produce_job(chosen),
+            housekeeping_job(chosen),
+        ],
         schedules=[housekeeping_schedule(chosen)],
         sensors=[
             polling_sensor(chosen, database),
+            *landing_sensors(chosen, database, looking),
             stale_index_sensor(chosen, database),
             automation_sensor(chosen),
             *alert_sensors(chosen, database),
         ],
-        resources=_resources(settings, database, load_embedder, configured_model, progress, forge_for),
+        resources=_resources(
+            settings, database, load_embedder, configured_model, progress, forge_for, brokers
+        ),
         executor=executor(chosen),
     )
 
@@ -127,6 +142,7 @@ def _resources(
     configured_model: Configured | None,
     progress: Progress | None,
     forge_for: ForgeFor | None,
+    brokers: Any,
 ) -> Mapping[str, Any]:
     read: Any = settings or SettingsResource()
     return {
@@ -136,6 +152,7 @@ def _resources(
         "configured_model": configured_model or ConfiguredModelResource(settings=read),
         "progress": progress or ProgressResource(),
         "forge_for": forge_for or ForgesResource(settings=read),
+        "brokers": brokers or BrokersResource(settings=read),
     }
 
 

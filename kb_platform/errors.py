@@ -13,6 +13,12 @@ KbError                       anything below; its text is written for the person
 │   ├── BadRecord             one record is not a release; it is quarantined, the rest goes on
 │   ├── RateLimited           the source asks to wait, and says (or we chose) until when
 │   └── SourceRefused         the source did not give what was asked for; `reason` says why
+├── StreamError               Kafka could not do what was asked
+│   ├── BrokersUnavailable    no broker answered in time
+│   ├── BrokersRefused        brokers answered, and refuse us: password, certificate, rights
+│   ├── PositionLost          where reading stopped is not there any more; `reason` says why
+│   ├── Fenced                another loader has gone on from the same position
+│   └── QueueFull             more waits to be sent than the producer may hold
 ├── ServiceError              a service of `kb up` did not start, or its port is taken
 ├── NotKnown                  a repository, tag, version or quarantined record that is not in the knowledge base
 ├── EmbeddingError            text could not be turned into vectors
@@ -101,6 +107,39 @@ class SourceRefused(SourceError):
     def of_credential(self) -> bool:
         """Whether another credential may be given what this one was not."""
         return self.reason in {"unauthorized", "forbidden", "not-found"}
+
+
+class StreamError(KbError):
+    """Kafka could not do what was asked."""
+
+
+class BrokersUnavailable(StreamError):
+    """No broker answered in time: wrong address, all down, frozen, or a protocol that the listener does not speak."""
+
+
+class BrokersRefused(StreamError):
+    """Brokers answered and refuse us: password, certificate or rights."""
+
+
+class PositionLost(StreamError):
+    """Where reading stopped is not there any more; nothing is skipped until a person says so (`kb kafka reset`).
+
+    `reason` is a short, stable slug: `missing` (there is no such topic), `recreated` (another topic has its name now),
+    `truncated` (records after the position are deleted, by retention or by hand), `beyond-end` (the topic ends before the
+    position).
+    """
+
+    def __init__(self, reason: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class Fenced(StreamError):
+    """Another loader has gone on from the same position; what this one read is in the log already, or will be."""
+
+
+class QueueFull(StreamError):
+    """More waits to be sent than the producer may hold; it is for the caller to wait, or to send load away."""
 
 
 class ServiceError(KbError):

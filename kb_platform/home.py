@@ -34,9 +34,16 @@ storage:
 
 concurrency:
   runs:
-    # Each run is a process that may embed on all cores, and a laptop has two. The third place is for the run that
-    # polls: it mostly waits.
-    max_concurrent_runs: 3
+    # Two places for what embeds: each is a process that may do so on all cores, and a laptop has two. One for the run that
+    # polls, and one for each topic that is landed: those mostly wait.
+    max_concurrent_runs: 5
+    tag_concurrency_limits:
+      # However many are asked for, they leave the other places free.
+      - key: kb/refresh
+        limit: 2
+      - key: kb/landing
+        value: {applyLimitPerUniqueValue: true}
+        limit: 1
 run_queue:
   # By default a run waits up to 5 s for its start.
   dequeue_interval_seconds: 1

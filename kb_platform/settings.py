@@ -6,6 +6,7 @@ This is the only module that reads the environment. A setting `database_url` is 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from kb_platform.errors import SettingsError
 
 HOME_FOLDER = ".kb"
+# Kafka takes these characters and 249 of them; room is left for the name of a dead-letter topic.
+TOPIC_NAME = r"^[A-Za-z0-9._-]{1,240}$"
 
 
 class Settings(BaseSettings):
@@ -71,6 +74,81 @@ class Settings(BaseSettings):
     )
     poll_timeout_s: float = Field(
         default=20.0, gt=0, description="Seconds that a forge may be silent before a request is given up."
+    )
+    kafka_bootstrap_servers: str | None = Field(
+        default=None, description="Brokers to begin with, `HOST:PORT,…`. Unset: Kafka is off."
+    )
+    kafka_config: SecretStr | None = Field(
+        default=None,
+        description="Further librdkafka settings for every client, as a JSON object: "
+        '`{"security.protocol": "SASL_SSL", …}`. What keeps records safe is not to be set.',
+    )
+    kafka_group: str = Field(
+        default="kb-platform",
+        min_length=1,
+        max_length=200,
+        description="Consumer group: each keeps its own positions, and shows them to lag tools.",
+    )
+    kafka_release_topic: str = Field(
+        default="kb.releases",
+        pattern=TOPIC_NAME,
+        description="Topic of release events. Its dead-letter topic is named after it, with `.dlq` behind.",
+    )
+    kafka_document_topic: str = Field(
+        default="kb.documents",
+        pattern=TOPIC_NAME,
+        description="Topic of document events; dead letters likewise.",
+    )
+    kafka_partitions: int = Field(
+        default=3, ge=1, le=10_000, description="Partitions of topics that `kb kafka init` makes."
+    )
+    kafka_replication: int = Field(
+        default=3,
+        ge=1,
+        le=16,
+        description="Replicas of topics that `kb kafka init` makes; fewer where there are fewer brokers.",
+    )
+    kafka_retention_days: int = Field(
+        default=30, ge=1, description="Days that topics made by `kb kafka init` keep records."
+    )
+    kafka_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=60,
+        description="Seconds without an answer after which brokers count as unreachable.",
+    )
+    kafka_batch_records: int = Field(
+        default=2_000, ge=1, le=100_000, description="Records landed in one transaction at most."
+    )
+    kafka_batch_bytes: int = Field(
+        default=8 * 1_048_576,
+        ge=1,
+        le=256 * 1_048_576,
+        description="Bytes landed in one transaction at most; a single larger record goes alone.",
+    )
+    kafka_run_records: int = Field(
+        default=2_000_000, ge=1, description="Records after which a landing run makes way for the next."
+    )
+    kafka_run_bytes: int = Field(
+        default=8 * 1_073_741_824, ge=1, description="Bytes after which a landing run makes way for the next."
+    )
+    kafka_run_s: float = Field(
+        default=600.0, ge=0, description="Seconds after which a landing run makes way for the next."
+    )
+    kafka_linger_s: float = Field(
+        default=60.0, ge=0, description="Seconds that a landing run waits for more once it has landed all."
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="Secret of GitHub's webhooks, or several with commas between. Unset: none are received.",
+    )
+    webhook_host: str = Field(default="127.0.0.1", description="Address webhooks are received at.")
+    webhook_port: int = Field(default=8600, ge=1, le=65_535, description="Port webhooks are received at.")
+    webhook_queue: int = Field(
+        default=1_000,
+        ge=1,
+        le=100_000,
+        description="Webhooks that wait for the brokers at most; further ones are answered with 503.",
     )
     alert_webhook_url: SecretStr | None = Field(
         default=None,
@@ -170,6 +248,18 @@ class Settings(BaseSettings):
     def _is_postgresql(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("postgresql://", "postgres://")):
             raise ValueError("must start with postgresql://")
+        return value
+
+    @field_validator("kafka_config")
+    @classmethod
+    def _is_an_object(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                parsed = json.loads(value.get_secret_value())
+            except ValueError:
+                raise ValueError("is not JSON") from None
+            if not isinstance(parsed, dict):
+                raise ValueError("is not a JSON object")
         return value
 
     @property

@@ -62,11 +62,12 @@ def _run_failures(settings: Settings, opened: Open, post: Post | None) -> dg.Sen
 
 def _freshness(settings: Settings, opened: Open, post: Post | None) -> dg.SensorDefinition:
     stale_after = timedelta(hours=settings.stale_after_hours)
+    kafka_is_on = bool(settings.kafka_bootstrap_servers)
 
     def look(_context: dg.SensorEvaluationContext) -> Changes:
         now = datetime.now(UTC)
         database = opened()
-        problems = alerting.freshness_problems(database, now, stale_after)
+        problems = alerting.freshness_problems(database, now, stale_after, kafka_is_on=kafka_is_on)
         return alerting.keep_up(database, alerting.FRESHNESS_KINDS, problems, now)
 
     return _sensor(
@@ -74,7 +75,8 @@ def _freshness(settings: Settings, opened: Open, post: Post | None) -> dg.Sensor
         settings,
         _Tick(look, opened, post),
         "Raises an alert for watched repositories that were not verified within their limit or that polling fails for, "
-        "for refused credentials, quarantined records and index versions that their gate holds back.",
+        "for refused credentials, quarantined records, index versions that their gate holds back, topics that cannot be read on and "
+        "brokers that do not answer.",
     )
 
 

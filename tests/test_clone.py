@@ -16,7 +16,8 @@ from kb_platform.errors import BadRecord, SourceError
 from kb_platform.settings import Settings
 from kb_platform.sources.clone import Forge, forge_of, read_clone
 from kb_platform.stages.changelogs import FIRST_ID, ChangelogImported, import_changelog, release_id
-from kb_platform.stages.importing import import_observed, replay
+from kb_platform.stages.importing import import_observed
+from kb_platform.stages.replaying import replay
 from kb_platform.store import quarantine, release_log
 from kb_platform.store.database import Database
 from kb_platform.store.release_log import StoredRelease

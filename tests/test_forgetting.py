@@ -16,6 +16,7 @@ from psycopg import sql
 from kb_platform.errors import KbError, NotKnown
 from kb_platform.retrieval.searcher import Searcher
 from kb_platform.settings import Settings
+from kb_platform.sources.message import Message
 from kb_platform.sources.release import Observed, Refused
 from kb_platform.stages import indexing, promotion
 from kb_platform.stages.chunking import chunk_repository, cut_release
@@ -31,14 +32,17 @@ from kb_platform.store import (
     quarantine,
     release_log,
     repositories,
+    streamed_log,
     watch_list,
 )
 from kb_platform.store.database import Connection, Database, scalar
 from kb_platform.store.forgetting import Forgotten
+from kb_platform.store.quarantine import RefusedMessage
 from kb_platform.store.repositories import find_repository
 from tests.hashing_embedder import hashing_model
 from tests.job import Job
 from tests.releases import notes, observe, release
+from tests.test_streamed_log import event
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 GONE, STAYS = "acme/secret", "acme/tool"
@@ -126,6 +130,17 @@ def test_all_of_it_goes_and_nothing_else(job: Job) -> None:
         pages.save_page(connection, repository_id, "token", 0, page, NOW)
         pages.miss(connection, repository_id, [1], NOW)
         repositories.rename_repository(connection, repository_id, "acme/renamed", NOW)
+        told = event(9, repository="acme/renamed", repository_number=77)
+        streamed_log.append_streamed(connection, [told])
+        refused = [Message("kb.releases", 0, at, None, b"77", b"the password", ()) for at in range(3)]
+        whose = ("acme/renamed", None, STAYS)
+        quarantine.put_messages(
+            connection,
+            [
+                RefusedMessage(one, "id", "not-json", "x", name)
+                for one, name in zip(refused, whose, strict=True)
+            ],
+        )
         quarantine.put(
             connection,
             [
@@ -140,7 +155,7 @@ def test_all_of_it_goes_and_nothing_else(job: Job) -> None:
     done = forget(database, GONE)
 
     assert done.name == "acme/renamed"
-    assert (done.observations, done.quarantined, done.index_rows) == (3, 1, had["index_1"])
+    assert (done.observations, done.quarantined, done.index_rows) == (4, 3, had["index_1"])
     assert not any(rows_of(database, repository_id).values())
     assert everything_of(database, STAYS) == before
     assert job.problems() == []
@@ -149,12 +164,12 @@ def test_all_of_it_goes_and_nothing_else(job: Job) -> None:
         assert not any("drawer" in text for text in texts)
         # The short name is part of a passage, so even the same item is not the same text.
         assert sum(SHARED in text for text in texts) == 1
-        assert [r.repository for r in quarantine.listed(connection)] == [STAYS]
+        assert [r.repository for r in quarantine.listed(connection)] == [STAYS, STAYS]
         assert [watch.name for watch in watch_list.watched(connection)] == [STAYS]
         noted = connection.execute(
             "SELECT name, observations FROM kb.forgotten_repository ORDER BY name"
         ).fetchall()
-        assert noted == [("acme/renamed", 3), (GONE, 0)]
+        assert noted == [("acme/renamed", 4), (GONE, 0)]
         assert forgetting.names_without_repository(connection) == ["acme/renamed", GONE]
         with pytest.raises(NotKnown):
             find_repository(connection, GONE)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from kb_platform.errors import BadRecord, NotKnown, SourceError
 from kb_platform.settings import Settings
 from kb_platform.sources.release import Observed, Refused
-from kb_platform.stages.importing import Imported, import_files, import_observed, replay
+from kb_platform.stages.importing import Imported, import_files, import_observed
+from kb_platform.stages.replaying import replay
 from kb_platform.store import quarantine, release_log
 from kb_platform.store.database import Database, scalar
 from kb_platform.store.quarantine import Quarantined

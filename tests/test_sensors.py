@@ -297,5 +297,6 @@ def test_patience_hands_on_answers_and_errors() -> None:
 def test_sensors_run_from_the_start_only_when_the_settings_say_so(on: bool) -> None:
     defs = build_defs(settings=Settings(sensors_on=on))
     sensors = {sensor.name: sensor for sensor in defs.sensors or []}
-    assert set(sensors) == {"polling", "stale_index", "automation", "run_failures", "freshness"}
+    landing = {"landing_releases", "landing_documents"}
+    assert set(sensors) == {"polling", "stale_index", "automation", "run_failures", "freshness"} | landing
     assert {s.default_status == dg.DefaultSensorStatus.RUNNING for s in sensors.values()} == {on}

@@ -107,7 +107,7 @@ def test_a_busy_port_is_named_before_anything_is_started(tmp_path: Path) -> None
 def test_dagster_takes_the_configuration_that_is_written(tmp_path: Path) -> None:
     configuration, _ = dagster_instance_config(str(dagster_home(Settings(home=tmp_path))))
     assert configuration["run_queue"]["dequeue_interval_seconds"] == 1
-    assert configuration["concurrency"]["runs"]["max_concurrent_runs"] == 3
+    assert configuration["concurrency"]["runs"]["max_concurrent_runs"] == 5
 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing() -> None:

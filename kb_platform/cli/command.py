@@ -10,7 +10,20 @@ from typing import NoReturn
 
 import typer
 
-from kb_platform.cli import alerts, asking, importing, indexes, operation, quarantine, syncing, up, watching
+from kb_platform.cli import (
+    alerts,
+    asking,
+    importing,
+    indexes,
+    kafka,
+    operation,
+    producing,
+    quarantine,
+    receiving,
+    syncing,
+    up,
+    watching,
+)
 from kb_platform.cli.output import complain
 from kb_platform.errors import KbError, SettingsError
 
@@ -27,9 +40,10 @@ app = typer.Typer(
     "Every setting is an environment variable: docs/settings.md.",
 )
 
-for module in (importing, syncing, asking, operation, up, alerts):
+for module in (importing, syncing, producing, asking, operation, up, receiving, alerts):
     module.register(app)
 app.add_typer(watching.app, name="watch")
+app.add_typer(kafka.app, name="kafka")
 app.add_typer(indexes.app, name="index")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(operation.database, name="database")

@@ -11,11 +11,12 @@ from datetime import UTC, datetime, timedelta
 from kb_platform.errors import KbError
 from kb_platform.home import Forges, configured_model, dagster_home, database_url, embedder, open_database
 from kb_platform.settings import Settings
-from kb_platform.store import alerts, index_refresh, index_versions, quarantine, watch_list
+from kb_platform.store import alerts, index_refresh, index_versions, quarantine, streams, watch_list
 from kb_platform.store.chunks import CUT
 from kb_platform.store.credentials import budgets
 from kb_platform.store.database import Database, server_version, without_password
 from kb_platform.store.repositories import repositories
+from kb_platform.streams.broker import Brokers
 
 LEAST_FREE_BYTES = 1 << 30
 
@@ -32,7 +33,11 @@ class Finding:
 
 def diagnose(settings: Settings) -> list[Finding]:
     """Look at everything; a part that cannot be looked at is a finding, never an exception."""
-    findings = [_python(), _attempt("disk", lambda: _disk(settings))]
+    findings = [
+        _python(),
+        _attempt("disk", lambda: _disk(settings)),
+        _attempt("brokers", lambda: _brokers(settings)),
+    ]
     try:
         database = open_database(settings)
     except KbError as error:
@@ -47,6 +52,7 @@ def diagnose(settings: Settings) -> list[Finding]:
         "index": lambda: _index(database),
         "index tables": lambda: _index_tables(database),
         "graph": lambda: _graphs(database),
+        "streams": lambda: _streams(database),
         "quarantine": lambda: _quarantine(database),
         "alerts": lambda: _alerts(database),
     }
@@ -89,6 +95,26 @@ def _database(settings: Settings, database: Database) -> Finding:
 
 def _dagster(settings: Settings) -> Finding:
     return Finding("dagster", True, f"DAGSTER_HOME={dagster_home(settings)}")
+
+
+def _brokers(settings: Settings) -> Finding:
+    if settings.kafka_bootstrap_servers is None:
+        return Finding("brokers", True, "Kafka is off")
+    cluster = Brokers(settings).require()
+    return Finding("brokers", True, f"{cluster.brokers} brokers of cluster {cluster.cluster_id}")
+
+
+def _streams(database: Database) -> Finding:
+    with database.snapshot() as connection:
+        states = streams.states(connection)
+    stuck = [f"{state.topic}: {state.trouble_detail}" for state in states if state.trouble]
+    shown = [f"{state.topic} lag {state.lag:,}" for state in states]
+    return Finding(
+        "streams",
+        not stuck,
+        "; ".join(stuck or shown) or "none",
+        "`kb kafka reset` says where reading goes on",
+    )
 
 
 def _model(settings: Settings) -> Finding:

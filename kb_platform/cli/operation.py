@@ -18,7 +18,7 @@ from kb_platform.home import dagster_home, database_url, open_database
 from kb_platform.services.stack import app_command
 from kb_platform.settings import load_settings
 from kb_platform.stages.importing import import_files
-from kb_platform.store import alerts, embedded, index_versions, quarantine
+from kb_platform.store import alerts, embedded, index_versions, quarantine, streams
 from kb_platform.store.repositories import repositories
 
 database = typer.Typer(no_args_is_help=True, help="The database: its address, and the embedded server.")
@@ -72,6 +72,7 @@ def status(*, json: Json = False) -> None:
         served = index_versions.active(connection)
         waiting = quarantine.open_by_reason(connection)
         wrong = alerts.count_open(connection)
+        followed = streams.states(connection)
     if json:
         say_json(
             {
@@ -84,6 +85,7 @@ def status(*, json: Json = False) -> None:
                 "model": served and served.model,
                 "quarantine": waiting,
                 "alerts": wrong,
+                "streams": [state.as_json() for state in followed],
             }
         )  # fmt: skip
         return
@@ -103,6 +105,9 @@ def status(*, json: Json = False) -> None:
     if waiting:
         reasons = ", ".join(f"{count} {reason}" for reason, count in waiting.items())
         note(f"quarantine: {reasons} (`kb quarantine list`)")
+    for state in followed:
+        note(f"stream {state.topic} (group {state.group}): lag {state.lag:,}, {state.trouble or 'ok'}"
+             " (`kb kafka status`)")  # fmt: skip
     if wrong:
         note(f"{wrong:,} alerts are open (`kb alerts`)")
 

@@ -12,7 +12,7 @@ from kb_platform.cli import refreshing
 from kb_platform.cli.output import Json, note, say, say_json, start_log, table
 from kb_platform.home import open_database
 from kb_platform.settings import load_settings
-from kb_platform.stages import importing
+from kb_platform.stages.replaying import replay as replay_record
 from kb_platform.store import quarantine
 
 app = typer.Typer(
@@ -95,7 +95,7 @@ def replay(
     database = open_database(settings)
     with database.snapshot() as connection:
         chosen = numbers or [record.quarantine_id for record in quarantine.listed(connection)]
-    results = {n: importing.replay(database, n, settings, repository=repository) for n in chosen}
+    results = {n: replay_record(database, n, settings, repository=repository) for n in chosen}
     taken = [n for n, result in results.items() if not result.quarantined]
     if taken and refresh:
         refreshing.refresh(settings)

@@ -51,7 +51,8 @@ def up(
 ) -> None:
     """Serve everything: PostgreSQL, Dagster's UI and daemon, and the app. Ctrl-C stops it.
 
-    What dies is started again. Logs lie in KB_HOME/up.
+    With KB_WEBHOOK_SECRET and KB_KAFKA_BOOTSTRAP_SERVERS set, GitHub's webhooks are received too. What dies is started
+    again. Logs lie in KB_HOME/up.
     """
     settings = _with_ports(load_settings(), app_port, dagster_port)
     start_log(settings)
@@ -136,13 +137,17 @@ def _stopping() -> Generator[tuple[threading.Event, threading.Event]]:
 def _announce(settings: Settings, supervisor: Supervisor, *, with_app: bool, json: bool) -> None:
     app = port.url(settings.app_host, settings.app_port) if with_app else None
     dagster = port.url(settings.dagster_host, settings.dagster_port)
+    webhooks = port.url(settings.webhook_host, settings.webhook_port) + "/webhooks/github"
+    webhooks = webhooks if stack.receives_webhooks(settings) else None
     if json:
-        say_json({"app": app, "dagster": dagster, "home": settings.home_folder,
+        say_json({"app": app, "dagster": dagster, "webhooks": webhooks, "home": settings.home_folder,
                   "pid": os.getpid(), "services": supervisor.pids()})  # fmt: skip
     else:
         if app:
             say(f"the app         {app}")
         say(f"Dagster's UI    {dagster}")
+        if webhooks:
+            say(f"webhooks        {webhooks}")
         note(f"logs lie in {settings.home_folder / 'up'}; Ctrl-C stops everything")
     sys.stdout.flush()
 

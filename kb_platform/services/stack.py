@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 
 from kb_platform.errors import ServiceError
@@ -25,7 +26,7 @@ from kb_platform.services.dagster_ui import DagsterUi, get
 from kb_platform.services.service import NotWell, Service
 from kb_platform.settings import Settings
 
-CODE_SERVER, WEBSERVER, DAEMON, APP = "code-server", "webserver", "daemon", "app"
+CODE_SERVER, WEBSERVER, DAEMON, APP, WEBHOOKS = "code-server", "webserver", "daemon", "app", "webhooks"
 LOCATION = "kb_platform"
 # The daemon gives a sign of life every 30 s, from each of its threads.
 DAEMON_SILENCE_S = 90.0
@@ -43,7 +44,15 @@ def services(settings: Settings, folder: Path, *, with_app: bool = True) -> list
         _webserver(settings, workspace, ui),
         _daemon(workspace, ui),
     ]
+    if receives_webhooks(settings):
+        found.append(_webhooks(settings))
     return [*found, _app(settings)] if with_app else found
+
+
+def receives_webhooks(settings: Settings) -> bool:
+    """Whether webhooks are received: they are signed, and there is somewhere to put them."""
+    secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
+    return bool(secret.strip() and (settings.kafka_bootstrap_servers or "").strip())
 
 
 def dagster_ui(settings: Settings) -> DagsterUi:
@@ -75,11 +84,16 @@ def sensors_on(settings: Settings, *, wanted: bool) -> bool:
 
 def require_free_ports(settings: Settings, *, with_app: bool = True) -> None:
     """Raises ServiceError that names the holder of a port which we need."""
-    if with_app and settings.app_port == settings.dagster_port:
-        raise ServiceError(
-            f"the app and Dagster's UI cannot both listen on port {settings.app_port}",
-            hint="set KB_APP_PORT or KB_DAGSTER_PORT",
-        )
+    wanted = {"Dagster's UI": (settings.dagster_port, "KB_DAGSTER_PORT")}
+    if with_app:
+        wanted["the app"] = (settings.app_port, "KB_APP_PORT")
+    if receives_webhooks(settings):
+        wanted["the receiver of webhooks"] = (settings.webhook_port, "KB_WEBHOOK_PORT")
+    for (one, (number, setting)), (other, (same, another)) in combinations(wanted.items(), 2):
+        if number == same:
+            raise ServiceError(
+                f"{other} and {one} cannot both listen on port {number}", hint=f"set {another} or {setting}"
+            )
     port.require_free(
         settings.dagster_host, settings.dagster_port, wanted_by="Dagster's UI",
         setting="--dagster-port or KB_DAGSTER_PORT",
@@ -88,6 +102,11 @@ def require_free_ports(settings: Settings, *, with_app: bool = True) -> None:
         port.require_free(
             settings.app_host, settings.app_port, wanted_by="the app", setting="--port or KB_APP_PORT"
         )
+    if receives_webhooks(settings):
+        port.require_free(
+            settings.webhook_host, settings.webhook_port, wanted_by="the receiver of webhooks",
+            setting="KB_WEBHOOK_PORT",
+        )  # fmt: skip
 
 
 def code_socket(folder: Path) -> Path:
@@ -177,6 +196,21 @@ def _app(settings: Settings) -> Service:
         app_command(settings),
         lambda _started: _require_ok(host, settings.app_port),
         address=port.url(settings.app_host, settings.app_port),
+    )
+
+
+def _webhooks(settings: Settings) -> Service:
+    host = port.reachable_at(settings.webhook_host)
+
+    def answers(_started: float) -> None:
+        # Without brokers it is well all the same: it says so to those who deliver, and a restart brings none back.
+        get(host, settings.webhook_port, "/healthz")
+
+    return Service(
+        WEBHOOKS,
+        (sys.executable, "-m", "kb_platform.cli", "receive", "--wait-for-brokers"),
+        answers,
+        address=f"{port.url(settings.webhook_host, settings.webhook_port)}/webhooks/github",
     )
 
 

@@ -14,11 +14,12 @@ from itertools import groupby
 from typing import Any, Final
 
 from kb_platform.stages.webhook import Post, slack_escaped
-from kb_platform.store import alerts, index_versions, status_summary
+from kb_platform.store import alerts, index_versions, status_summary, streams
 from kb_platform.store.alerts import Alert, Changes, Problem
 from kb_platform.store.database import Database
 from kb_platform.store.index_versions import IndexVersion
 from kb_platform.store.status_summary import FAILING_FROM, Credential, Watched
+from kb_platform.store.streams import StreamState
 
 RUN_FAILED: Final = "run-failed"
 STALE: Final = "stale-repository"
@@ -26,12 +27,16 @@ POLLING_FAILS: Final = "polling-fails"
 CREDENTIAL: Final = "credential"
 QUARANTINE: Final = "quarantine"
 PROMOTION: Final = "promotion"
-# What the freshness sensor keeps up; failed runs are the other's.
+STREAM: Final = "stream"
+BROKERS: Final = "brokers"
 # Between what failed and what to do, as polling writes it.
 _ADVICE: Final = " → "
-FRESHNESS_KINDS: Final = (STALE, POLLING_FAILS, CREDENTIAL, QUARANTINE, PROMOTION)
+# What the freshness sensor keeps up; failed runs are the other's.
+FRESHNESS_KINDS: Final = (STALE, POLLING_FAILS, CREDENTIAL, QUARANTINE, PROMOTION, STREAM, BROKERS)
 
 GROWTH_OVER: Final = timedelta(days=1)
+# A broker that is restarted, or whose partitions move, answers again before that.
+UNREACHABLE_FOR: Final = timedelta(minutes=5)
 # A credential that was taken off the list is not used, and nobody will mend it.
 CREDENTIAL_IN_USE: Final = timedelta(days=1)
 MOST_NAMED: Final = 10
@@ -80,19 +85,27 @@ def run_problems(failed: Sequence[FailedRun]) -> list[Problem]:
     ]
 
 
-def freshness_problems(database: Database, now: datetime, stale_after: timedelta) -> list[Problem]:
-    """What the database says is wrong: repositories, credentials, the quarantine, index versions."""
+def freshness_problems(
+    database: Database, now: datetime, stale_after: timedelta, *, kafka_is_on: bool = True
+) -> list[Problem]:
+    """What the database says is wrong: repositories, credentials, the quarantine, index versions, streams.
+
+    `kafka_is_on`: with Kafka off nobody looks at topics any more, and nothing about them can be mended.
+    """
     with database.snapshot() as connection:
         watched = status_summary.troubled(connection, now, stale_after)
         credentials = status_summary.credentials(connection)
         quarantined = status_summary.quarantined_since(connection, now - GROWTH_OVER)
         versions = index_versions.versions(connection)
+        states = streams.states(connection) if kafka_is_on else []
     return [
         *stale_problems(watched, now, stale_after),
         *polling_problems(watched),
         *credential_problems(credentials, now),
         *quarantine_problems(quarantined),
         *promotion_problems(versions),
+        *stream_problems(states),
+        *broker_problems(states, now),
     ]
 
 
@@ -164,6 +177,48 @@ def promotion_problems(versions: Sequence[IndexVersion]) -> list[Problem]:
         for version in versions
         if version.version > served and version.status in ("building", "ready")
         if version.gate is not None and not version.gate.get("passed", True)
+    ]
+
+
+def stream_problems(states: Sequence[StreamState]) -> list[Problem]:
+    """Topics that cannot be read on from where they were left."""
+    return [
+        Problem(
+            STREAM,
+            f"{one.topic} for {one.group}",
+            "error",
+            f"nothing is landed since {_minute(one.trouble_since)} ({one.trouble}): "
+            f"{clipped(one.trouble_detail, _LONGEST_DETAIL).rstrip('.')}. {stream_advice(one)}",
+        )
+        for one in states
+        if one.trouble is not None and one.trouble_since is not None
+    ]
+
+
+def stream_advice(one: StreamState) -> str:
+    """What a person does about a topic that cannot be read on."""
+    return f"`kb kafka reset --topic {one.topic}` asks where to go on, and records it"
+
+
+def broker_problems(states: Sequence[StreamState], now: datetime) -> list[Problem]:
+    """Brokers that have not answered for a while: one problem, however many topics they hold."""
+    silent = [
+        one
+        for one in states
+        if one.unreachable_since is not None and now - one.unreachable_since > UNREACHABLE_FOR
+    ]
+    if not silent:
+        return []
+    since = min(one.unreachable_since for one in silent if one.unreachable_since is not None)
+    names = ", ".join(sorted({one.topic for one in silent})[:MOST_NAMED])
+    return [
+        Problem(
+            BROKERS,
+            "Kafka",
+            "warning",
+            f"no broker answers since {_minute(since)} ({clipped(names, _LONGEST_DETAIL)}). What was landed stays, and landing "
+            "goes on by itself when they answer; `kb kafka status` says why they do not",
+        )
     ]
 
 

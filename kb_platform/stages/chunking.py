@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kb_platform.progress import Progress, Silence
 from kb_platform.sources.release import Release
@@ -52,16 +52,27 @@ def chunk_repository(database: Database, name: str, *, progress: Progress | None
     return ChunkReport(name, len(waiting), time.monotonic() - started, counts)
 
 
-def cut_release(repository: str, release: Release) -> list[CutChunk]:
-    """A release → its chunks with passage and words.
+def cut_release(repository: str, release: Release, *, is_document: bool = False) -> list[CutChunk]:
+    """A release → its chunks with passage and words. A document's title stands above all of its headings.
 
     Pure: the same release gives the same chunks, on any machine.
     """
-    return [_cut(repository, release, chunk) for chunk in chunk_body(release.body)]
+    chunks = chunk_body(release.body)
+    if is_document:
+        # What a page is about is said in its title, and often nowhere else.
+        chunks = [replace(chunk, headings=_under(release.name, chunk.headings)) for chunk in chunks]
+    return [_cut(repository, release, chunk) for chunk in chunks]
+
+
+def _under(title: str, headings: tuple[str, ...]) -> tuple[str, ...]:
+    return headings if headings[:1] == (title,) else (title, *headings)
 
 
 def _cut_all(batch: Sequence[StoredRelease]) -> list[tuple[int, list[CutChunk]]]:
-    return [(found.sequence, cut_release(found.repository, found.release)) for found in batch]
+    return [
+        (found.sequence, cut_release(found.repository, found.release, is_document=found.is_document))
+        for found in batch
+    ]
 
 
 def _cut(repository: str, release: Release, chunk: Chunk) -> CutChunk:

@@ -15,7 +15,7 @@ from kb_platform.errors import BadRecord
 from kb_platform.progress import Progress, Silence
 from kb_platform.settings import Settings
 from kb_platform.sources.files import Record, find_files, read_records
-from kb_platform.sources.github_json import parse_release
+from kb_platform.sources.github_json import parse_state
 from kb_platform.sources.release import Observed, Refused, repository_name
 from kb_platform.store import quarantine, release_log
 from kb_platform.store.database import Connection, Database
@@ -36,6 +36,7 @@ class Imported:
     reappeared: int = 0
     deleted: int = 0
     unchanged: int = 0
+    late: int = 0
     quarantined: int = 0
     quarantined_new: int = 0
     repositories: list[str] = field(default_factory=list[str])
@@ -44,7 +45,7 @@ class Imported:
     @property
     def appended(self) -> int:
         """Observations that the log did not have."""
-        return self.new + self.edited + self.reappeared + self.deleted
+        return self.new + self.edited + self.reappeared + self.deleted + self.late
 
     def add(self, other: Imported) -> None:
         """Count what another import (of the same files) did to this one."""
@@ -55,6 +56,7 @@ class Imported:
             "reappeared",
             "deleted",
             "unchanged",
+            "late",
             "quarantined",
             "quarantined_new",
         ):
@@ -112,53 +114,23 @@ def import_observed(database: Database, observed: Iterable[Observed | Refused]) 
     return result
 
 
-def replay(
-    database: Database, quarantine_id: int, settings: Settings, *, repository: str | None = None
-) -> Imported:
-    """Read a quarantined record again, as the present code and settings do.
-
-    The record stays in quarantine when it is refused again (an attempt more), and is marked as replayed otherwise.
-    """
-    with database.snapshot() as connection:
-        record = quarantine.get(connection, quarantine_id)
-    result = Imported(records=1)
-    known = repository or record.repository
-    read = _parse(Record(record.raw, record.origin, record.raw_bytes), settings, known, origin=record.origin)
-    with database.transaction() as connection:
-        if isinstance(read, Refused):
-            quarantine.retried(connection, quarantine_id, read.reason, read.detail)
-            result.quarantined += 1
-            result.reasons[read.reason] = 1
-            return result
-        appended = release_log.append(connection, read.repository, [read])
-        for _, reason in appended.refused:
-            quarantine.retried(connection, quarantine_id, "refused-by-database", reason)
-            result.quarantined += 1
-            result.reasons["refused-by-database"] = 1
-            return result
-        for change, count in appended.counts.items():
-            setattr(result, change, count)
-        quarantine.resolve(connection, quarantine_id, "replayed")
-    result.repositories = [read.repository]
-    return result
-
-
 def _read(files: Sequence[Path], settings: Settings, repository: str | None) -> Generator[Observed | Refused]:
     for path in files:
         for record in read_records(path, max_record_bytes=settings.max_record_bytes):
-            yield _parse(record, settings, repository, origin=f"import:{record.place}")
+            yield parse_record(record, settings, repository, origin=f"import:{record.place}")
 
 
-def _parse(record: Record, settings: Settings, repository: str | None, *, origin: str) -> Observed | Refused:
+def parse_record(
+    record: Record, settings: Settings, repository: str | None, *, origin: str
+) -> Observed | Refused:
+    """What a record says. `repository`: whose it is, where the record need not say it."""
     try:
         if record.is_cut:
             raise BadRecord("record-too-long", f"a record of {record.size:,} bytes, over the limit")
-        name, release = parse_release(
-            record.raw, repository=repository, max_body_bytes=settings.max_body_bytes
-        )
+        state = parse_state(record.raw, repository=repository, max_body_bytes=settings.max_body_bytes)
     except BadRecord as error:
         return Refused(error.reason, str(error), record.raw, origin, repository, record.size)
-    return Observed(name, release, record.raw, origin)
+    return Observed(state.repository, state.release, record.raw, origin, revised_at=state.revised_at)
 
 
 def _batches(items: Iterable[Observed | Refused], repository: str | None) -> Generator[_Batch]:

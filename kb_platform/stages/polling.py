@@ -18,7 +18,7 @@ from kb_platform.clock import Clock
 from kb_platform.errors import BadRecord, SourceRefused
 from kb_platform.settings import Settings
 from kb_platform.sources.forge import Forge, Identity, ListPage, Reader
-from kb_platform.sources.github_json import parse_release, repository_in
+from kb_platform.sources.github_json import parse_state, repository_in
 from kb_platform.sources.release import Observed, Refused
 from kb_platform.stages.importing import Imported, record
 from kb_platform.store import pages, polls, release_log, repositories
@@ -260,11 +260,11 @@ class Poll:
         try:
             if len(raw) > self._settings.max_record_bytes:
                 raise BadRecord("record-too-long", f"a record of {len(raw):,} bytes, over the limit")
-            _, release = parse_release(raw, repository=name, max_body_bytes=self._settings.max_body_bytes)
+            state = parse_state(raw, repository=name, max_body_bytes=self._settings.max_body_bytes)
         except BadRecord as error:
             kept = raw[: self._settings.max_record_bytes]
             return Refused(error.reason, str(error), kept, self._origin, name, len(raw))
-        return Observed(name, release, raw, self._origin)
+        return Observed(name, state.release, raw, self._origin, revised_at=state.revised_at)
 
     # --- what is missed --------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ free with its next VACUUM, and write-ahead logs and backups are the operator's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import psycopg
@@ -82,13 +83,10 @@ def _forget(connection: Connection, repository_id: int, name: str) -> Forgotten:
     former = former_names(connection, repository_id)
     index_rows = _from_versions(connection, repository_id)
     chunks, passages, vectors = _chunks(connection, repository_id)
-    quarantined = connection.execute(
-        "DELETE FROM kb.quarantined_record WHERE lower(repository) = ANY(%s)",
-        ([one.lower() for one in (name, *former)],),
-    ).rowcount
+    quarantined = _quarantined(connection, repository_id, [name, *former])
     observations = _observations(connection, repository_id)
     _note(connection, repository_id, observations)
-    # Pages, absences and former names go with the row.
+    # Pages, absences, former names and the newest events of its releases go with the row.
     connection.execute("DELETE FROM kb.repository WHERE repository_id = %s", (repository_id,))
     return Forgotten(name, observations, chunks, passages, vectors, index_rows, quarantined)
 
@@ -106,6 +104,19 @@ def _claim(connection: Connection, repository_id: int) -> str:
     connection.execute("DELETE FROM kb.watch WHERE repository_id = %s", (repository_id,))
     lock_repository(connection, repository_id)
     return str(row[0])
+
+
+def _quarantined(connection: Connection, repository_id: int, names: Sequence[str]) -> int:
+    """Refused records of these names, and refused messages that name nobody and have the repository's number as their key.
+
+    With a message go its headers and its dead letter; what was published of it is in the brokers' hands.
+    """
+    return connection.execute(
+        "DELETE FROM kb.quarantined_record WHERE lower(repository) = ANY(%s) OR (repository IS NULL AND quarantine_id IN ("
+        "SELECT m.quarantine_id FROM kb.quarantined_message m JOIN kb.repository r "
+        "ON m.key = convert_to(r.external_id::text, 'UTF8') WHERE r.repository_id = %s))",
+        ([one.lower() for one in names], repository_id),
+    ).rowcount
 
 
 def _from_versions(connection: Connection, repository_id: int) -> int:

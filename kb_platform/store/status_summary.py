@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from kb_platform.store import alerts, index_refresh, index_versions, quarantine
+from kb_platform.store import alerts, index_refresh, index_versions, quarantine, streams
 from kb_platform.store.database import Connection, scalar
 
 MOST_ALERTS = 20
@@ -93,6 +93,7 @@ class Status:
     behind: tuple[str, ...]
     quarantine: dict[str, int]
     stale_after: timedelta
+    streams: tuple[streams.StreamState, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def status(connection: Connection, now: datetime, stale_after: timedelta) -> Sta
         behind=tuple(index_refresh.stale_repositories(connection)),
         quarantine=quarantine.open_by_reason(connection),
         stale_after=stale_after,
+        streams=tuple(streams.states(connection)),
     )
 
 
