@@ -143,7 +143,7 @@ class Loaders:
         at_point = not process.is_alive()
         process.kill()
         process.join()
-        return (life.death or "by itself") if at_point else "at a random moment", process.exitcode
+        return life.death if at_point and life.death else "at a random moment", process.exitcode
 
     def end(self) -> None:
         """All of them."""
@@ -213,8 +213,9 @@ def _kill_all(
             outcome.killed["broker"] += 1
             time.sleep(chance.uniform(0, 4))
         how, code = loaders.kill()
-        outcome.killed[f"loader {how}"] += 1
-        if code != -signal.SIGKILL:
+        if code == -signal.SIGKILL:
+            outcome.killed[f"loader {how}"] += 1
+        else:
             outcome.wrong.append(f"a loader ended with status {code}")
         loaders.start()
         if brokers is not None and number in broken:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psycopg
 from confluent_kafka import Producer
 
 from kb_platform.errors import BrokersUnavailable, DatabaseUnavailable
@@ -25,6 +26,7 @@ from kb_platform.settings import Settings
 from kb_platform.stages.landing import land
 from kb_platform.store import embedded, streams
 from kb_platform.store.database import Connection, Database
+from kb_platform.store.embedded import EmbeddedServer
 from kb_platform.store.streams import Move
 from kb_platform.streams.broker import Brokers
 
@@ -68,7 +70,7 @@ def live(life: Life) -> None:
         os.dup2(log.fileno(), sys.stderr.fileno())
     os.environ.update(life.environment)
     settings = Settings()
-    server = embedded.running(life.home)
+    server = _running(life.home)
     death = _Death(life)
     database = _MortalDatabase(server.url(), death, pool_size=4, revive=server.start)
     brokers = _MortalBrokers(settings, death)
@@ -94,6 +96,15 @@ def live(life: Life) -> None:
             with (life.home / ENDED).open("a") as ended:
                 ended.write(f"{type(error).__name__}: {error}".replace("\n", " ") + "\n")
             raise
+
+
+def _running(home: Path) -> EmbeddedServer:
+    """The server, also where it is crashed once more while it starts."""
+    while True:
+        try:
+            return embedded.running(home)
+        except (DatabaseUnavailable, psycopg.OperationalError):
+            time.sleep(0.2)
 
 
 def _advance_without_fence(

@@ -36,7 +36,7 @@ from tests.documents import (
 
 VIEWS = (
     "current_releases", "release_observations", "current_chunks", "index_versions", "quarantine", "repositories",
-    "watched_repositories", "credentials", "alerts",
+    "watched_repositories", "credentials", "alerts", "streams", "stream_resets",
 )  # fmt: skip
 
 
@@ -243,9 +243,17 @@ def test_every_benchmark_that_is_named_exists_and_every_one_is_named() -> None:
 
 
 def reasons_in(source: str) -> set[str]:
-    """The reasons that a module refuses records for: what stands first in `BadRecord(…)` and `Refused(…)`."""
+    """The reasons that a module refuses records for: what stands first in `BadRecord(…)` and `Refused(…)`, or is handed
+    to `parse_object(…, reason=…)`."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
     first = [call.args[0] for call in calls if getattr(call.func, "id", "") in ("BadRecord", "Refused")]
+    first += [
+        word.value
+        for call in calls
+        if getattr(call.func, "id", "") == "parse_object"
+        for word in call.keywords
+        if word.arg == "reason"
+    ]
     constants = [
         node.value for argument in first for node in ast.walk(argument) if isinstance(node, ast.Constant)
     ]

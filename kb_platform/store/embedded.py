@@ -257,13 +257,17 @@ class EmbeddedServer:
         import psycopg
         from psycopg import sql
 
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            for name in names:
-                if (
-                    connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone()
-                    is None
-                ):
-                    connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+                there = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
+                for name in names:
+                    if name not in there:
+                        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        except psycopg.OperationalError as error:
+            raise DatabaseUnavailable(
+                f"the embedded PostgreSQL in {self.data} went away while it started: {str(error).strip()}",
+                hint="do the same again",
+            ) from error
 
     def _log_file(self) -> Path:
         self.log.touch()

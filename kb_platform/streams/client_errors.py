@@ -120,9 +120,18 @@ def diagnose(seen: Iterable[Seen]) -> Cause | None:
     for rule in _RULES:
         for item in reversed(seen):
             found = rule(item)
-            if found is not None:
+            if found is not None and not (rule is _closed_at_once and _went_down(item, seen)):
                 return found
     return None
+
+
+def _went_down(closing: Seen, seen: Iterable[Seen]) -> bool:
+    """Whether nothing listened any more where a connection was closed: a broker that is killed closes its connections too."""
+    where = _where(closing.text)
+    return any(
+        "Connection refused" in item.text and _where(item.text) == where and item.at >= closing.at
+        for item in seen
+    )
 
 
 def _refused_login(seen: Seen) -> Cause | None:
@@ -303,6 +312,12 @@ _SILENCE = frozenset(
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.NOT_COORDINATOR,
         KafkaError.NOT_CONTROLLER,
+        # Said while a partition gets another leader.
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.KAFKA_STORAGE_ERROR,
     }
 )
 

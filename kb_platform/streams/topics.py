@@ -190,6 +190,8 @@ class Topics:
             self._brokers.give_up(doing, deadline)
             if deadline.left < 0.2:
                 raise last
+            # Some brokers decline at once; a new leader takes a moment.
+            self._client().poll(min(_ASK_AGAIN_S, deadline.left))
 
     def _client(self) -> Any:
         if self._admin is None:
