@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -311,11 +311,8 @@ def _delete(address: str, topic: str) -> None:
     names = [f"{topic}{kind}{dead}" for kind in ("", "-documents") for dead in ("", ".dlq")]
     admin = AdminClient({"bootstrap.servers": address})
     there = admin.list_topics(timeout=10).topics
-    wait: list[Callable[[float], object]] = [
-        future.result for future in admin.delete_topics([one for one in names if one in there]).values()
-    ]
-    for one in wait:
-        one(20)
+    for future in admin.delete_topics([one for one in names if one in there]).values():
+        future.result(20)
 
 
 if __name__ == "__main__":

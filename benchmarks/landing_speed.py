@@ -64,7 +64,8 @@ def main() -> None:
             size = _produce(brokers, settings, arguments.data, arguments.records)
             _measure(brokers, settings, address, arguments.records, size, arguments.rounds)
         finally:
-            for future in AdminClient({"bootstrap.servers": address}).delete_topics(made).values():
+            admin = AdminClient({"bootstrap.servers": address})
+            for future in admin.delete_topics(made).values():
                 future.result(20)
             embedded.EmbeddedServer(settings.home_folder).stop()
 

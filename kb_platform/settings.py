@@ -118,10 +118,10 @@ class Settings(BaseSettings):
         description="Seconds without an answer after which brokers count as unreachable.",
     )
     kafka_batch_records: int = Field(
-        default=2_000, ge=1, le=100_000, description="Records landed in one transaction at most."
+        default=4_000, ge=1, le=100_000, description="Records landed in one transaction at most."
     )
     kafka_batch_bytes: int = Field(
-        default=8 * 1_048_576,
+        default=12 * 1_048_576,
         ge=1,
         le=256 * 1_048_576,
         description="Bytes landed in one transaction at most; a single larger record goes alone.",

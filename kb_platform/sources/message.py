@@ -34,8 +34,10 @@ class Message(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes of value, key and headers."""
-        headers = sum(len(name) + len(value or b"") for name, value in self.headers)
-        return len(self.value or b"") + len(self.key or b"") + headers
+        size = len(self.value or b"") + len(self.key or b"")
+        for name, value in self.headers:
+            size += len(name) + len(value or b"")
+        return size
 
 
 def moment(milliseconds: int) -> datetime:

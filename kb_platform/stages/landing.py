@@ -11,29 +11,23 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from kb_platform.errors import BadRecord, DatabaseUnavailable, Fenced, NotKnown, PositionLost, StreamError
+from kb_platform.errors import DatabaseUnavailable, Fenced, NotKnown, PositionLost, StreamError
 from kb_platform.settings import Settings
-from kb_platform.sources.events import parse_event
-from kb_platform.sources.message import Message
-from kb_platform.sources.streamed import Streamed
 from kb_platform.stages import dead_letters
 from kb_platform.stages.lag import lag, trouble
+from kb_platform.stages.landing_batch import BEAT_S, Ahead, Prepared, by_partition, quick_turns
 from kb_platform.store import quarantine, streamed_log, streams
 from kb_platform.store.database import Connection, Database
-from kb_platform.store.quarantine import RefusedMessage
 from kb_platform.store.streams import Move
 from kb_platform.streams.broker import Brokers
 from kb_platform.streams.reader import Batch, Reader
 from kb_platform.streams.topics import Topics, Watermarks
 
-# A batch that waits for records to come is committed after this long, and who listens hears of it.
-BEAT_S = 1.0
 # A database that comes back is waited for; a run that waits for ever holds a place that others need.
 MOST_TRIES = 6
 LONGEST_PAUSE_S = 10.0
@@ -161,31 +155,31 @@ class _Landing:
         topic_id, positions, ends = self._start()
         with (
             closing(Reader(self._brokers, self._topic, positions)) as reader,
-            # The next batch is read and parsed while PostgreSQL takes this one: they are on different cores.
-            ThreadPoolExecutor(1, thread_name_prefix="landing") as ahead,
+            closing(Ahead(reader, self._settings, topic_id)) as ahead,
+            quick_turns(),
         ):
-            self._batches(_Pipeline(reader, ahead, self._prepare), topic_id, positions, ends, linger_s)
+            self._batches(ahead, topic_id, positions, ends, linger_s)
 
     def _batches(
         self,
-        pipeline: _Pipeline,
+        ahead: Ahead,
         topic_id: str,
         positions: dict[int, int],
         ends: Mapping[int, int],
         linger_s: float,
     ) -> None:
         idle_since = time.monotonic()
-        pipeline.ask(topic_id)
+        ahead.ask()
         while True:
-            prepared = pipeline.take()
+            prepared = ahead.take()
             self._require_same_topic(topic_id, positions)
             at_end = all(prepared.batch.positions.get(one, 0) >= end for one, end in ends.items())
             is_last = self._is_over(prepared.batch) or (at_end and linger_s == 0)
             if not is_last:
-                pipeline.ask(topic_id)
+                ahead.ask()
             if prepared.batch.positions != positions:
                 self._commit(prepared, positions, topic_id)
-                pipeline.publish(prepared.batch.positions)
+                ahead.publish(prepared.batch.positions)
                 positions.update(prepared.batch.positions)
             if prepared.batch.messages:
                 idle_since = time.monotonic()
@@ -258,32 +252,9 @@ class _Landing:
         # The caller's next try looks at all of it and says what is wrong.
         raise Fenced(f"{self._topic} was made anew")
 
-    def _prepare(self, reader: Reader, topic_id: str) -> _Prepared:
-        settings = self._settings
-        batch = reader.read(
-            max_records=settings.kafka_batch_records, max_bytes=settings.kafka_batch_bytes, wait_s=BEAT_S
-        )
-        prepared = _Prepared(batch)
-        for message in batch.messages:
-            try:
-                state = parse_event(
-                    message,
-                    topic_id=topic_id,
-                    github_api_url=settings.github_api_url,
-                    max_body_bytes=settings.max_body_bytes,
-                    max_record_bytes=settings.max_record_bytes,
-                )
-            except BadRecord as error:
-                prepared.refused.append(RefusedMessage(message, topic_id, error.reason, str(error)))
-            else:
-                # Kept with the release: computed now, while PostgreSQL is busy with the batch before.
-                _ = state.release.content_hash
-                prepared.states.append(state)
-        return prepared
-
     # --- writing -----------------------------------------------------------------------------------------
 
-    def _commit(self, prepared: _Prepared, positions: Mapping[int, int], topic_id: str) -> None:
+    def _commit(self, prepared: Prepared, positions: Mapping[int, int], topic_id: str) -> None:
         with self._database.transaction() as connection:
             self._move(connection, prepared.moves(positions), topic_id)
             appended = streamed_log.append_streamed(connection, prepared.states)
@@ -291,7 +262,7 @@ class _Landing:
             if refused:
                 quarantine.put_messages(connection, refused)
             if len(refused) > len(prepared.refused):
-                counts = _by_partition([one.message for one in refused[len(prepared.refused) :]])
+                counts = by_partition([one.message for one in refused[len(prepared.refused) :]])
                 streams.count_quarantined(connection, self._group, self._topic, counts)
         # Only what was committed is counted.
         result = self.result
@@ -327,74 +298,3 @@ class _Landing:
             )
         except StreamError as error:
             _log.warning("dead letters of %s wait: %s", self._topic, error)
-
-
-@dataclass
-class _Prepared:
-    """A batch that was read, and what its records say."""
-
-    batch: Batch
-    states: list[Streamed] = field(default_factory=list[Streamed])
-    refused: list[RefusedMessage] = field(default_factory=list[RefusedMessage])
-
-    def moves(self, positions: Mapping[int, int]) -> dict[int, Move]:
-        """From where to where each partition goes with this batch."""
-        records = _by_partition(self.batch.messages)
-        sizes: dict[int, int] = {}
-        for message in self.batch.messages:
-            sizes[message.partition] = sizes.get(message.partition, 0) + message.size
-        quarantined = _by_partition([one.message for one in self.refused])
-        return {
-            one: Move(positions[one], after, records.get(one, 0), sizes.get(one, 0), quarantined.get(one, 0))
-            for one, after in self.batch.positions.items()
-            if after != positions[one]
-        }
-
-    def refusals(self, refused: Sequence[tuple[Streamed, str]], topic_id: str) -> list[RefusedMessage]:
-        """The messages whose states PostgreSQL did not take."""
-        if not refused:
-            return []
-        messages = {(message.partition, message.offset): message for message in self.batch.messages}
-        return [
-            RefusedMessage(
-                messages[state.partition, state.offset],
-                topic_id,
-                "refused-by-database",
-                reason,
-                state.repository.name,
-            )
-            for state, reason in refused
-        ]
-
-
-class _Pipeline:
-    """One batch ahead: the reader belongs to the thread that reads."""
-
-    def __init__(
-        self, reader: Reader, ahead: ThreadPoolExecutor, prepare: Callable[[Reader, str], _Prepared]
-    ) -> None:
-        self._reader = reader
-        self._ahead = ahead
-        self._prepare = prepare
-        self._next: Future[_Prepared] | None = None
-
-    def ask(self, topic_id: str) -> None:
-        """Begin with the next batch."""
-        self._next = self._ahead.submit(self._prepare, self._reader, topic_id)
-
-    def take(self) -> _Prepared:
-        """Wait for the batch that was asked for."""
-        if self._next is None:
-            raise RuntimeError("no batch was asked for")
-        return self._next.result()
-
-    def publish(self, positions: Mapping[int, int]) -> None:
-        """Show the offsets to lag tools."""
-        self._ahead.submit(self._reader.publish, dict(positions))
-
-
-def _by_partition(messages: Sequence[Message]) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for message in messages:
-        counts[message.partition] = counts.get(message.partition, 0) + 1
-    return counts

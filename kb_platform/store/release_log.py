@@ -17,7 +17,7 @@ from psycopg import sql
 from kb_platform.errors import NotKnown
 from kb_platform.sources.release import Observed, Release
 from kb_platform.sources.streamed import DOCUMENTS
-from kb_platform.store.copying import copy_sound_rows
+from kb_platform.store.copying import GatheringWriter, copy_sound_rows
 from kb_platform.store.database import Connection, scalar
 from kb_platform.store.repositories import ensure_repository, lock_repository
 from kb_platform.text.versions import version_key
@@ -196,7 +196,7 @@ def _copy_binary(connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
     statement = sql.SQL("COPY kb.observation ({}) FROM STDIN (FORMAT BINARY)").format(
         sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
     )
-    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+    with connection.cursor() as cursor, cursor.copy(statement, writer=GatheringWriter(cursor)) as copy:
         copy.set_types(_TYPES)
         for row in rows:
             copy.write_row(row)

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, Producer
@@ -224,7 +224,9 @@ class Brokers:
         Raises KafkaException as the future does, BrokersRefused and BrokersUnavailable as `require`.
         """
         while not future.done():
-            poll(0.02)
+            # The future wakes us; `poll` would sleep its time out.
+            wait([future], timeout=0.02)
+            poll(0)
             if not future.done():
                 self.give_up(doing, deadline)
         return future.result()
