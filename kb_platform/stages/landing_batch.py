@@ -87,8 +87,8 @@ class Ahead:
         self._next: Future[Prepared] | None = None
 
     def close(self) -> None:
-        """Wait for the batch under way, and drop it."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Wait for what is under way; a batch that was asked for is dropped."""
+        self._thread.shutdown(wait=True)
 
     def ask(self) -> None:
         """Begin with the next batch."""
