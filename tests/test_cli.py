@@ -240,6 +240,7 @@ def test_the_database_outlives_the_command_that_hands_out_its_address(
     assert row[0] >= len(imported["repositories"])
 
 
+@pytest.mark.slow
 def test_index_versions_can_be_listed_built_promoted_and_rolled_back(
     kb: Run, imported: dict[str, Any]
 ) -> None:

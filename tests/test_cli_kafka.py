@@ -107,6 +107,7 @@ def test_from_a_file_to_an_answer_by_way_of_a_topic(kb: Kb, tmp_path: Path) -> N
     assert healthy["streams"]
 
 
+@pytest.mark.slow
 def test_poison_is_an_exit_status_and_can_be_shown(kb: Kb) -> None:
     """The bytes are there as they came."""
     from confluent_kafka import Producer
@@ -127,6 +128,7 @@ def test_poison_is_an_exit_status_and_can_be_shown(kb: Kb) -> None:
     assert kb.json("quarantine", "show", str(waiting["number"]))["attempts"] == 2
 
 
+@pytest.mark.slow
 def test_a_topic_that_was_made_anew_is_told_and_reset(kb: Kb, tmp_path: Path) -> None:
     """Nobody is asked without a terminal; with --yes it is done, and recorded."""
     kb("kafka", "init")

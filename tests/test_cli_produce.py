@@ -159,6 +159,7 @@ def test_lines_of_standard_input_and_what_is_wrong_with_them(kb: Kb) -> None:
     assert len(kb.read(kb.documents)) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_waits_for_what_is_under_way_and_says_how_much(kb: Kb) -> None:
     process = kb.start("produce", "-", "--json")
     assert process.stdin is not None
@@ -175,6 +176,7 @@ def test_ctrl_c_waits_for_what_is_under_way_and_says_how_much(kb: Kb) -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named(kb: Kb, tmp_path: Path) -> None:
     file = tmp_path / "releases.jsonl"
     file.write_text(json.dumps(release(1)))
@@ -278,6 +280,7 @@ def test_a_delivery_is_in_the_topic_when_it_is_answered_and_sigterm_ends_cleanly
     assert SECRET.decode() not in errors + output
 
 
+@pytest.mark.slow
 def test_receiving_needs_a_secret_brokers_and_the_topic(kb: Kb) -> None:
     unset = kb.refused("receive")
     assert isinstance(unset, SettingsError)

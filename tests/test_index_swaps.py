@@ -88,7 +88,7 @@ def look(connection: Connection, embedders: dict[str, HashingEmbedder], seen: Se
         seen.wrong.append(f"{frequencies} and {version.chunks} where there are {total} rows")
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["scan", "graph"])
+@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["scan", "graph"])
 def test_readers_see_whole_states_of_one_version(database: Database, graph: bool) -> None:
     job = Job(database, NARROW)
     for repository in REPOSITORIES:

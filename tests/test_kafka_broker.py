@@ -180,6 +180,7 @@ def test_a_listener_that_never_answers() -> None:
         told(brokers_of(address, kafka_timeout_s=1), BrokersUnavailable, within_s=4)
 
 
+@pytest.mark.slow
 def test_frozen_brokers_are_told_by_every_entry() -> None:
     mock = MockCluster(2)
     try:

@@ -154,6 +154,7 @@ def test_no_wait_takes_what_there_is(mock: MockCluster) -> None:
         assert time.monotonic() - began < 0.5
 
 
+@pytest.mark.slow
 def test_a_slow_caller_does_not_make_brokers_silent(mock: MockCluster) -> None:
     brokers, topic = brokers_of(mock.address, kafka_timeout_s=1), mock.topic()
     send(brokers, topic, [b"x"] * 20)
@@ -165,6 +166,7 @@ def test_a_slow_caller_does_not_make_brokers_silent(mock: MockCluster) -> None:
         assert reader.read(max_records=1, max_bytes=1_000, wait_s=4).ended
 
 
+@pytest.mark.slow
 def test_dead_brokers_are_told_after_the_timeout_and_not_before() -> None:
     mock = MockCluster(2)
     try:
@@ -324,6 +326,7 @@ def test_what_was_read_before_a_lost_position_is_handed_out_first(made: NewTopic
         assert reader.positions == {0: len(found) and reader.positions[0], 1: 7}
 
 
+@pytest.mark.slow
 def test_a_topic_trimmed_while_it_is_read(made: NewTopics) -> None:
     brokers, topic = brokers_of(made.address), made()
     send(brokers, topic, [os.urandom(200_000) for _ in range(60)])
@@ -341,6 +344,7 @@ def test_a_topic_trimmed_while_it_is_read(made: NewTopics) -> None:
         assert reader.positions == {0: len(taken)}
 
 
+@pytest.mark.slow
 def test_a_topic_deleted_while_it_is_read(made: NewTopics) -> None:
     brokers, topic = brokers_of(made.address, kafka_timeout_s=4), made()
     send(brokers, topic, [b"x"] * 3)

@@ -102,6 +102,7 @@ def test_the_queue_is_full_and_then_it_is_not() -> None:
         mock.close()
 
 
+@pytest.mark.slow
 def test_what_could_not_be_delivered_is_told_in_time() -> None:
     mock = MockCluster(1)
     try:
@@ -119,6 +120,7 @@ def test_what_could_not_be_delivered_is_told_in_time() -> None:
         mock.close()
 
 
+@pytest.mark.slow
 def test_what_is_given_up_at_the_end_is_told() -> None:
     """Frozen brokers: what is under way may have arrived."""
     mock = MockCluster(1)
@@ -180,6 +182,7 @@ def test_what_the_topic_does_not_take_is_told(made: NewTopics) -> None:
     assert values(brokers, topic) == [b"fine"]
 
 
+@pytest.mark.slow
 def test_a_topic_that_is_not_there_is_told_in_time(made: NewTopics) -> None:
     told: list[Delivery] = []
     began = time.monotonic()

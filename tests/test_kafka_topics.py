@@ -32,6 +32,7 @@ def send(made: NewTopics, topic: str, count: int, key: bytes = b"k") -> None:
 # With the mock.
 
 
+@pytest.mark.slow
 def test_watermarks_of_the_mock() -> None:
     mock = MockCluster(1)
     try:

@@ -34,6 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
     yield folder
 
 
+@pytest.mark.slow
 def test_killed_builds_end_as_the_undisturbed_one(data: Path) -> None:
     wanted, seconds = kills.undisturbed(data)
     assert wanted["observations"].total() == RELEASES

@@ -372,6 +372,7 @@ def test_a_topic_made_anew_under_a_running_landing(stage: Stage) -> None:
     assert len(tags(stage)) == 3
 
 
+@pytest.mark.slow
 def test_an_end_before_the_position_is_named(stage: Stage) -> None:
     """Brokers that have lost records are not read on where new ones take their offsets."""
     stage.send([release_message()], partition=0)
@@ -459,6 +460,7 @@ def test_told_to_stop_a_landing_stops_between_two_batches(stage: Stage) -> None:
     assert first.records + rest.records == 50
 
 
+@pytest.mark.slow
 def test_two_that_land_the_same_topic_share_the_work(stage: Stage) -> None:
     """Each record is handed over once, whoever does it; none is lost, and the counts are exact."""
     stage.settings = stage.settings.model_copy(update={"kafka_batch_records": 20})

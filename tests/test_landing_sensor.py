@@ -394,6 +394,7 @@ def queue() -> Generator[Queue]:
         yield Queue(instance, workspace)
 
 
+@pytest.mark.slow
 def test_a_flood_of_events_and_refreshes_leaves_polling_its_place(queue: Queue) -> None:
     queue.submit("refresh", 9)
     queue.submit("land_releases", 9)
@@ -419,6 +420,7 @@ def test_of_those_that_wait_polling_is_the_first(queue: Queue) -> None:
     assert queue.dequeue() == Counter(housekeeping=4, poll=1)
 
 
+@pytest.mark.slow
 def test_refreshes_count_together_whoever_asked_for_them(queue: Queue) -> None:
     automation = next(
         sensor

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -395,6 +396,7 @@ def test_states_that_all_differ_are_a_history_in_order_however_they_come(
     )
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_polls_and_several_topics_in_between_and_reading_again_adds_nothing(
     database: Database, steps: list[tuple[str, str | None, int, bool, int]]
 ) -> None:
