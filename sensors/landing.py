@@ -18,19 +18,16 @@ from resources.brokers import brokers_of
 from sensors.opening import Open, opened_once
 from sensors.patience import NoAnswer, Patience
 from sensors.status import default_sensor_status
-from sensors.under_way import Tried
+from sensors.under_way import failed_in_a_row
 
 # The daemon looks at its sensors every 5 seconds, and leaves out one whose interval is not quite over.
 SECONDS_BETWEEN = 3
 MOST_SECONDS = 4.0
 MOST_RUNS = 20
-# What ended a run that lived so long is no reason to wait.
-SETTLED = timedelta(minutes=1)
 # Lag that changes is plotted so often, lag that stays the same so seldom.
 OBSERVED_AFTER_S = 30.0
 OBSERVED_ANYWAY_AFTER_S = 600.0
 
-_ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 _BEGINNING = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING]
 _BEGUN = [dg.DagsterRunStatus.STARTED]
 # From a run's first word to its turn at the topic: imports, on a machine that is busy with other runs.
@@ -217,7 +214,7 @@ def _why_not(instance: dg.DagsterInstance, channel: Channel, state: _State, sett
         return "all is landed"
     if _is_about_to_land(instance, channel, now, longest_start(settings)):
         return f"a run is about to land; {state.lag:,} records wait"
-    pause = _failures(instance, channel, state.landed_at).pause_left(now).total_seconds()
+    pause = failed_in_a_row(instance, channel.job, state.landed_at).pause_left(now).total_seconds()
     if pause:
         return f"{state.lag:,} records wait; the last runs failed, the next try is in {pause:,.0f} s"
     return None
@@ -244,33 +241,6 @@ def _is_about_to_land(
             dg.RunsFilter(job_name=channel.job, statuses=statuses), limit=MOST_RUNS
         )
     )
-
-
-def _failures(instance: dg.DagsterInstance, channel: Channel, landed_at: datetime | None) -> Tried:
-    """How many of the last runs failed one after the other, since one that landed anything; none after one that went on for
-    long. A killed process is recorded as a failure too."""
-    times = 0
-    last: datetime | None = None
-    ended = dg.RunsFilter(job_name=channel.job, statuses=_ENDED)
-    for record in instance.get_run_records(ended, limit=MOST_RUNS):
-        if record.dagster_run.status != dg.DagsterRunStatus.FAILURE or _lived(record) >= SETTLED:
-            break
-        times += 1
-        if last is None and record.end_time is not None:
-            last = datetime.fromtimestamp(record.end_time, UTC)
-        if (
-            landed_at is not None
-            and record.start_time is not None
-            and record.start_time <= landed_at.timestamp()
-        ):
-            break
-    return Tried(times, last)
-
-
-def _lived(record: dg.RunRecord) -> timedelta:
-    if record.start_time is None or record.end_time is None:
-        return timedelta(0)
-    return timedelta(seconds=record.end_time - record.start_time)
 
 
 def _last_evaluation(instance: dg.DagsterInstance, channel: Channel) -> dg.AssetCheckEvaluation | None:

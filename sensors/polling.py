@@ -16,7 +16,7 @@ from kb_platform.store.database import Database
 from sensors.opening import Open, opened_once
 from sensors.patience import NoAnswer, Patience
 from sensors.status import default_sensor_status
-from sensors.under_way import Tried
+from sensors.under_way import failed_in_a_row
 
 # The daemon looks at its sensors every 5 seconds, and leaves out one whose interval is not quite over: with 5 here every
 # other tick came after 10.
@@ -25,11 +25,8 @@ MOST_SECONDS = 4.0
 # A run takes a few seconds to start: one that is asked for a little early is there when the first repository is due.
 AHEAD = timedelta(seconds=5)
 MOST_RUNS = 20
-# What ended a run that polled for so long is no reason to wait.
-SETTLED = timedelta(minutes=1)
 
 _NOT_BEGUN = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING]
-_ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 class _State(NamedTuple):
@@ -105,7 +102,7 @@ def _why_not(instance: dg.DagsterInstance, state: _State, settings: Settings) ->
         return f"the next repository is due in {(state.next_due - now).total_seconds():,.0f} s"
     if _is_about_to_poll(instance, now, longest_start(settings)):
         return "a run is about to poll"
-    pause = _failures(instance, state.polled_at).pause_left(now).total_seconds()
+    pause = failed_in_a_row(instance, POLL, state.polled_at).pause_left(now).total_seconds()
     return f"the last runs failed; the next try is in {pause:,.0f} s" if pause else None
 
 
@@ -121,29 +118,3 @@ def _is_about_to_poll(instance: dg.DagsterInstance, now: datetime, longest: time
 
 def _is_young(record: dg.RunRecord, now: datetime, longest: timedelta) -> bool:
     return record.start_time is not None and now.timestamp() - record.start_time < longest.total_seconds()
-
-
-def _failures(instance: dg.DagsterInstance, polled_at: datetime | None) -> Tried:
-    """How many of the last runs failed one after the other, since one that polled anything; none after one that polled for
-    long. A killed process is recorded as a failure too: by counting those, three kills within 20 s cost two minutes."""
-    times = 0
-    last: datetime | None = None
-    for record in instance.get_run_records(dg.RunsFilter(job_name=POLL, statuses=_ENDED), limit=MOST_RUNS):
-        if record.dagster_run.status != dg.DagsterRunStatus.FAILURE or _lived(record) >= SETTLED:
-            break
-        times += 1
-        if last is None and record.end_time is not None:
-            last = datetime.fromtimestamp(record.end_time, UTC)
-        if (
-            polled_at is not None
-            and record.start_time is not None
-            and record.start_time <= polled_at.timestamp()
-        ):
-            break
-    return Tried(times, last)
-
-
-def _lived(record: dg.RunRecord) -> timedelta:
-    if record.start_time is None or record.end_time is None:
-        return timedelta(0)
-    return timedelta(seconds=record.end_time - record.start_time)

@@ -22,6 +22,9 @@ LONGEST_SILENCE = timedelta(minutes=30)
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(hours=1)
 MOST_RUNS = 200
+MOST_FAILURES = 20
+# What ended a run that lived so long is no reason to wait.
+SETTLED = timedelta(minutes=1)
 
 _WAITING = [dg.DagsterRunStatus.QUEUED]
 _BUSY = [
@@ -70,6 +73,35 @@ def tried(instance: dg.DagsterInstance, fingerprint: str) -> Tried:
     )
     ends = [record.end_time for record in records if record.end_time is not None]
     return Tried(len(records), datetime.fromtimestamp(max(ends), UTC) if ends else None)
+
+
+def failed_in_a_row(instance: dg.DagsterInstance, job: str, progress_at: datetime | None) -> Tried:
+    """How many of a job's last runs failed one after the other, since one that got anywhere (`progress_at`: when work was last
+    done at all); none after one that went on for long.
+
+    A killed process is recorded as a failure too: by counting those, three kills within 20 s cost two minutes.
+    """
+    times = 0
+    last: datetime | None = None
+    for record in instance.get_run_records(dg.RunsFilter(job_name=job, statuses=_ENDED), limit=MOST_FAILURES):
+        if record.dagster_run.status != dg.DagsterRunStatus.FAILURE or _lived(record) >= SETTLED:
+            break
+        times += 1
+        if last is None and record.end_time is not None:
+            last = datetime.fromtimestamp(record.end_time, UTC)
+        if (
+            progress_at is not None
+            and record.start_time is not None
+            and record.start_time <= progress_at.timestamp()
+        ):
+            break
+    return Tried(times, last)
+
+
+def _lived(record: dg.RunRecord) -> timedelta:
+    if record.start_time is None or record.end_time is None:
+        return timedelta(0)
+    return timedelta(seconds=record.end_time - record.start_time)
 
 
 def _indexes(run: dg.DagsterRun) -> bool:

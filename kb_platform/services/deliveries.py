@@ -12,12 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple
 
 from kb_platform.errors import BrokersRefused, BrokersUnavailable, QueueFull, StreamError
-
-if TYPE_CHECKING:
-    from kb_platform.streams.sender import Delivery
+from kb_platform.streams.delivery import Delivery, Sending
 
 POLL_S = 0.2
 TICK_S = 0.05
@@ -38,25 +36,6 @@ class Letter(NamedTuple):
         """Bytes of all of it."""
         headers = sum(len(name) + len(value) for name, value in self.headers)
         return len(self.value) + len(self.key or b"") + headers
-
-
-class Sending(Protocol):
-    """A producer: `streams.sender.Sender`, or what a test puts in its place."""
-
-    def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes,
-        headers: Sequence[tuple[str, bytes]],
-        on_delivery: Callable[[Delivery], None],
-    ) -> None:
-        """Hand a message over. Raises QueueFull, StreamError."""
-        ...
-
-    def poll(self, timeout_s: float) -> object:
-        """Serve delivery reports, waiting so long for the first."""
-        ...
 
 
 class Connecting:

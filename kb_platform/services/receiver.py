@@ -23,9 +23,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from kb_platform.errors import BadRecord, QueueFull, StreamError
-from kb_platform.services.deliveries import Deliveries, Letter, Sending
+from kb_platform.services.deliveries import Deliveries, Letter
 from kb_platform.sources import envelope, github_webhook, release_event
 from kb_platform.sources.github_webhook import Head, Rejected
+from kb_platform.streams.delivery import Sending
 
 RETRY_AFTER_S = 30
 # Of all deliveries that are read or wait for brokers. A release with its notes is some 20 KB; GitHub's longest are 25 MB.

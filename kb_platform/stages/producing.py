@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
 from kb_platform.errors import BadRecord, QueueFull
 from kb_platform.settings import Settings
 from kb_platform.sources import envelope
 from kb_platform.sources.files import Record
 from kb_platform.sources.producible import Known, Producible, producible
-
-if TYPE_CHECKING:
-    from kb_platform.streams.sender import Delivery
+from kb_platform.streams.delivery import Delivery, Sending
 
 MOST_WAITING_BYTES = 32 * 1_048_576
 # Brokers that refuse so many records one after the other will refuse the next ones too.
@@ -30,23 +28,8 @@ SILENCE_S = 60.0
 POLL_S = 0.2
 
 
-class Producer(Protocol):
+class Producer(Sending, Protocol):
     """See streams.sender.Sender."""
-
-    def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes,
-        headers: Sequence[tuple[str, bytes]],
-        on_delivery: Callable[[Delivery], None],
-    ) -> None:
-        """Hand a message over. Raises QueueFull, StreamError."""
-        ...
-
-    def poll(self, timeout_s: float) -> object:
-        """Serve delivery reports, waiting so long for the first."""
-        ...
 
     def flush(self, timeout_s: float) -> int:
         """Wait until all is answered for; returns how many messages are not."""

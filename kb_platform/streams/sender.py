@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as KafkaMessage
@@ -17,20 +17,12 @@ from kb_platform.errors import BrokersRefused, BrokersUnavailable, QueueFull, St
 from kb_platform.sources.message import Header
 from kb_platform.streams.broker import HEADROOM_BYTES, Brokers
 from kb_platform.streams.client_errors import as_stream_error, is_silence, kafka_error, no_answer
+from kb_platform.streams.delivery import Delivery
 
 QUEUE = 100_000
 QUEUE_BYTES = 64 * 1_048_576
 DELIVERY_TIMEOUT_S = 30.0
 TRANSACTION_TIMEOUT_S = 60.0
-
-
-class Delivery(NamedTuple):
-    """What became of a record. `error`: in words; None: brokers have it. `partition`, `offset`: -1 where unknown."""
-
-    topic: str
-    partition: int
-    offset: int
-    error: str | None
 
 
 class Sender:
