@@ -201,6 +201,7 @@ def test_a_wrong_setting_is_named_without_its_value(kb: Run) -> None:
     assert "hunter2" not in done.stderr
 
 
+@pytest.mark.slow
 def test_bad_records_go_to_quarantine_and_come_back_when_the_cause_is_mended(
     kb: Run, imported: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def write(path: Path, *records: object) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_from_a_file_to_an_answer_by_way_of_a_topic(kb: Kb, tmp_path: Path) -> None:
     """init, produce, land, refresh, search, status: the commands of the documentation, in their order."""
     made = kb.json("kafka", "init")["topics"]

@@ -50,6 +50,7 @@ def cosines(left: Vectors, right: Vectors) -> NDArray[np.float64]:
     ("kind", "extra"),
     [("bert", {}), ("roberta", {"pad_token_id": 0}), ("xlm-roberta", {"pad_token_id": 0})],
 )
+@pytest.mark.slow
 def test_numpy_and_torch_agree_with_transformers(
     tmp_path: Path, pooling: Pooling, kind: str, extra: dict[str, object]
 ) -> None:

@@ -75,6 +75,7 @@ def steps() -> st.SearchStrategy[list[Step]]:
 
 @given(steps())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_the_log_says_what_a_plain_list_says(database: Database, stream: list[Step]) -> None:
     repository, other = f"acme/{uuid.uuid4().hex}", f"acme/{uuid.uuid4().hex}"
     reference = Reference()

@@ -28,6 +28,7 @@ def chunked(shared_data: Path) -> dict[tuple[str, str], tuple[str, list[Chunk]]]
     return found
 
 
+@pytest.mark.slow
 def test_every_release_keeps_the_contract(
     chunked: dict[tuple[str, str], tuple[str, list[Chunk]]], caplog: pytest.LogCaptureFixture
 ) -> None:
