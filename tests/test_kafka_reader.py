@@ -304,7 +304,9 @@ def test_trimmed_topics_and_positions_beyond_the_end(made: NewTopics) -> None:
     made.trim(topic, 0, 4)
     gone = read_lost(brokers, topic, {0: 2})
     assert gone.reason == "truncated"
-    assert "records 2 to 3" in str(gone)
+    assert f"2 records of {topic}, partition 0," in str(gone)
+    assert "position 2, the first record left is 4" in str(gone)
+    assert f"kb kafka reset --topic {topic}" in (gone.hint or "")
     assert read_lost(brokers, topic, {0: 11}).reason == "beyond-end"
     with Reader(brokers, topic, {0: 4}) as reader:
         assert len(to_end(reader)) == 6

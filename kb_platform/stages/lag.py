@@ -15,7 +15,7 @@ from kb_platform.settings import Settings
 from kb_platform.store import streams
 from kb_platform.store.database import Database
 from kb_platform.store.streams import Stream
-from kb_platform.streams.topics import Topic, Topics, Watermarks
+from kb_platform.streams.topics import Topic, Topics, Watermarks, lost
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,22 @@ def look(database: Database, topics: Topics, settings: Settings, topic: str) -> 
             with database.transaction() as connection:
                 streams.unreachable(connection, group, topic, now)
         raise
-    except PositionLost as lost:
+    except PositionLost as gone:
         if stored is None or stored.topic_id is None:
             raise
         with database.transaction() as connection:
-            streams.in_trouble(connection, group, topic, lost.reason, str(lost), now)
-        return Look(0, stored.positions, {}, lost, stored.landed_at)
+            streams.in_trouble(connection, group, topic, gone.reason, str(gone), now)
+        return Look(0, stored.positions, {}, gone, stored.landed_at)
     if stored is None or stored.topic_id is None:
         return Look(sum(mark.high - mark.low for mark in marks.values()), {}, marks, None, None)
-    lost = trouble(stored, found, marks)
+    wrong = trouble(stored, found, marks)
     with database.transaction() as connection:
         streams.looked(connection, group, topic, marks, now)
-        if lost is not None:
-            streams.in_trouble(connection, group, topic, lost.reason, str(lost), now)
+        if wrong is not None:
+            streams.in_trouble(connection, group, topic, wrong.reason, str(wrong), now)
         elif stored.trouble is not None:
             streams.out_of_trouble(connection, group, topic)
-    return Look(lag(stored.positions, marks), stored.positions, marks, lost, stored.landed_at)
+    return Look(lag(stored.positions, marks), stored.positions, marks, wrong, stored.landed_at)
 
 
 def lag(positions: Mapping[int, int], watermarks: Mapping[int, Watermarks]) -> int:
@@ -89,20 +89,6 @@ def trouble(stored: Stream, found: Topic, watermarks: Mapping[int, Watermarks]) 
         )
     for partition, position in sorted(stored.positions.items()):
         mark = watermarks.get(partition)
-        if mark is None:
-            continue
-        if position < mark.low:
-            return PositionLost(
-                "truncated",
-                f"{mark.low - position:,} records of {found.name}, partition {partition}, were deleted before they were read "
-                f"(position {position:,}, the first record left is {mark.low:,})",
-                hint=f"{reset}; a longer retention keeps it from happening again",
-            )
-        if position > mark.high:
-            return PositionLost(
-                "beyond-end",
-                f"{found.name}, partition {partition}, ends at {mark.high:,}, before the position {position:,}: the brokers "
-                "have lost records that were read already, and new ones take their offsets",
-                hint=reset,
-            )
+        if mark is not None and (wrong := lost(found.name, partition, position, mark)) is not None:
+            return wrong
     return None

@@ -207,13 +207,15 @@ def lost(topic: str, number: int | None, position: int, marks: Watermarks | None
     if position < marks.low:
         return PositionLost(
             "truncated",
-            f"{topic}: records {position} to {marks.low - 1} of partition {number} are deleted, and were not read",
+            f"{marks.low - position:,} records of {topic}, partition {number}, were deleted before they were read (position "
+            f"{position:,}, the first record left is {marks.low:,}); a longer retention keeps it from happening again",
             hint=hint,
         )
     if position > marks.high:
         return PositionLost(
             "beyond-end",
-            f"{topic}: partition {number} ends at {marks.high}, before {position}, where reading stopped",
+            f"{topic}, partition {number}, ends at {marks.high:,}, before the position {position:,}: the brokers have lost "
+            "records that were read already, and new ones take their offsets",
             hint=hint,
         )
     return None
@@ -224,7 +226,7 @@ def _no_partition(topic: str, number: int | None) -> PositionLost:
 
 
 def _hint(topic: str) -> str:
-    return f"`kb kafka reset {topic}` says where to go on"
+    return f"`kb kafka reset --topic {topic}` asks where to go on, and records it"
 
 
 class _Unknown(Exception):
